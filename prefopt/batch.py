@@ -1,0 +1,200 @@
+"""The one tensor type every objective sees: flat, ragged, no padding and no mask.
+
+Letters used in shapes, here and everywhere: G prompts, N completions, K completion tokens laid end to end, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from prefopt.records import Example
+
+Targets = TypeVar("Targets", bound=tuple)
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Sequences of unequal length laid end to end: values [total], lengths [n] int64."""
+
+    values: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+        return cls(
+            torch.tensor([token for row in rows for token in row], dtype=torch.int64),
+            torch.tensor([len(row) for row in rows], dtype=torch.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def rows(self) -> list[Tensor]:
+        """The sequences, as views."""
+        return list(self.values.split(self.lengths.tolist()))
+
+    def cut(self, start: int, stop: int) -> Ragged:
+        """Sequences start to stop."""
+        first, last = int(self.lengths[:start].sum()), int(self.lengths[:stop].sum())
+        return Ragged(self.values[first:last], self.lengths[start:stop])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts that own scored completions.
+
+    prompts [G sequences], completions [N sequences], group [N] int64 non-decreasing: the prompt each completion answers;
+    trained [K] bool, False on tokens the policy did not write; score [N] float32, label or reward, NaN = not scored;
+    rollout_logp [K] log-prob under the sampler in nats, None offline.
+    Every prompt has at least one token and one completion; every completion has at least one token.
+    """
+
+    prompts: Ragged
+    completions: Ragged
+    group: Tensor
+    trained: Tensor
+    score: Tensor
+    rollout_logp: Tensor | None = None
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> Batch:
+        """Examples as one batch, in their order. ValueError, naming the row, on an empty prompt or completion."""
+        for example in examples:
+            if not example.prompt or not example.completions or not all(example.completions):
+                raise ValueError(f"{example.where or 'an example'}: an empty prompt or completion cannot be scored")
+        owners = [g for g, example in enumerate(examples) for _ in example.completions]
+        return cls(
+            prompts=Ragged.of([example.prompt for example in examples]),
+            completions=Ragged.of([tokens for example in examples for tokens in example.completions]),
+            group=torch.tensor(owners, dtype=torch.int64),
+            trained=torch.tensor(
+                [flag for example in examples for flags in example.trained for flag in flags], dtype=torch.bool
+            ),
+            score=torch.tensor([s for example in examples for s in example.scores], dtype=torch.float32),
+        )
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def num_completions(self) -> int:
+        return len(self.completions)
+
+    @property
+    def owner(self) -> Tensor:
+        """The completion each token belongs to, [K] int64."""
+        lengths = self.completions.lengths
+        return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """A value per completion, given to each of its tokens: [N] -> [K]."""
+        return check(x, self.num_completions, "spread")[self.owner]
+
+    def sum_tokens(self, x: Tensor) -> Tensor:
+        """Sum over each completion's trained tokens: [K] -> [N]."""
+        x = check(x, len(self.trained), "sum_tokens").masked_fill(~self.trained, 0)
+        return x.new_zeros(self.num_completions).index_add(0, self.owner, x)
+
+    def mean_tokens(self, x: Tensor) -> Tensor:
+        """Mean over each completion's trained tokens: [K] -> [N]. A completion without a trained token gives 0."""
+        return self.sum_tokens(x) / self.sum_tokens(torch.ones_like(x)).clamp(min=1)
+
+    def pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of the better and the worse scored completion of each prompt: [N] -> [G], [G].
+
+        ValueError, naming the prompt, unless each prompt has two completions with different scores.
+        """
+        x = check(x, self.num_completions, "pairs")
+        if self.num_completions != 2 * self.num_prompts or not torch.equal(self.group[0::2], self.group[1::2]):
+            raise ValueError("pairs: each prompt needs exactly two completions")
+        score = self.score.view(-1, 2)  # [G, 2]
+        wrong = ~(score[:, 0] != score[:, 1]) | score.isnan().any(1)  # [G]
+        if wrong.any():
+            raise ValueError(f"pairs: prompt {int(wrong.nonzero()[0])} has tied or missing scores; drop it")
+        better = score.argmax(1, keepdim=True)  # [G, 1]
+        both = x.view(-1, 2)  # [G, 2]
+        return both.gather(1, better)[:, 0], both.gather(1, 1 - better)[:, 0]
+
+    def take(self, start: int, stop: int) -> Batch:
+        """Prompts start to stop, with their completions."""
+        n0, n1 = torch.searchsorted(self.group, torch.tensor([start, stop], device=self.group.device)).tolist()
+        k0, k1 = (int(self.completions.lengths[:n].sum()) for n in (n0, n1))
+        return Batch(
+            self.prompts.cut(start, stop),
+            self.completions.cut(n0, n1),
+            self.group[n0:n1] - start,
+            self.trained[k0:k1],
+            self.score[n0:n1],
+            None if self.rollout_logp is None else self.rollout_logp[k0:k1],
+        )
+
+    def tokens_per_prompt(self) -> list[int]:
+        """What each prompt costs in a forward pass: its own tokens once and those of its completions, [G]."""
+        cost = self.prompts.lengths.clone()
+        return cost.index_add(0, self.group, self.completions.lengths).tolist()
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Ragged):
+                value = Ragged(value.values.to(device), value.lengths.to(device))
+            moved[field.name] = value if value is None or isinstance(value, Ragged) else value.to(device)
+        return replace(self, **moved)
+
+
+class Outputs(NamedTuple):
+    """What the policy says of a batch.
+
+    logp [K]: log p(token | prompt, tokens before), nats, float32 (float64 for a float64 model).
+    entropy [K]: of the distribution each token was drawn from, nats; None when the objective does not read it.
+    value [K]: critic or reward head; None without one.
+    """
+
+    logp: Tensor
+    entropy: Tensor | None = None
+    value: Tensor | None = None
+
+
+def check(x: Tensor, size: int, where: str) -> Tensor:
+    """`x`, refused unless it is [size]: a silent broadcast of [N] with [K] or [N, 1] is the bug this stops."""
+    if x.shape != (size,):
+        raise ValueError(f"{where}: expected a tensor of shape [{size}], got {list(x.shape)}")
+    return x
+
+
+def parts(batch: Batch, targets: Targets, max_tokens: int) -> Iterator[tuple[Batch, Targets]]:
+    """Cut a batch and its targets into forward passes of at most `max_tokens` tokens, a prompt never apart from its completions.
+
+    A prompt that alone exceeds the budget is a pass of its own. Each tensor of `targets` is [G], [N], [K] or [] (kept whole).
+    """
+    costs, start = batch.tokens_per_prompt(), 0
+    while start < len(costs):
+        stop, total = start + 1, costs[start]
+        while stop < len(costs) and total + costs[stop] <= max_tokens:
+            total, stop = total + costs[stop], stop + 1
+        yield batch.take(start, stop), cut_targets(batch, targets, start, stop)
+        start = stop
+
+
+def cut_targets(batch: Batch, targets: Targets, start: int, stop: int) -> Targets:
+    """The targets of prompts start to stop. G <= N <= K with equality only where the cuts coincide, so sizes tell."""
+    n0, n1 = torch.searchsorted(batch.group, torch.tensor([start, stop], device=batch.group.device)).tolist()
+    k0, k1 = (int(batch.completions.lengths[:n].sum()) for n in (n0, n1))
+    spans = {len(batch.trained): (k0, k1), batch.num_completions: (n0, n1), batch.num_prompts: (start, stop)}
+
+    def cut(x: Tensor | None) -> Tensor | None:
+        if x is None or x.ndim == 0:
+            return x
+        if len(x) not in spans:
+            raise ValueError(f"a target of shape {list(x.shape)} is neither [G], [N], [K] nor a scalar of this batch")
+        first, last = spans[len(x)]
+        return x[first:last]
+
+    return type(targets)(*(cut(x) for x in targets))
