@@ -1,0 +1,155 @@
+"""Log-probabilities of chosen tokens straight from hidden states: the [K, V] logits exist one chunk at a time.
+
+Letters: K positions, D hidden width, V vocabulary, C positions in a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 256 * 2**20  # logits held at once; larger chunks make better matrix products, smaller ones less memory
+
+
+@dataclass(frozen=True)
+class Head:
+    """A language-model head: logits = softcap(scale * (hidden @ weight.T + bias)).
+
+    weight [V, D], bias [V] or None, scale a number (Cohere multiplies, Granite divides), softcap nats or None (Gemma 2).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    chunk_bytes: int = CHUNK_BYTES
+
+    def __call__(self, hidden: Tensor, token: Tensor, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        """hidden [K, D], token [K] int64 -> log-prob of each token [K] and entropy [K] or None, nats, float32 or wider.
+
+        Exact up to rounding of the logits to the hidden states' dtype; gradients flow to hidden, weight and bias.
+        """
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        logp, spread = _ChunkedLogp.apply(hidden, self.weight, self.bias, token, self, entropy)
+        return logp.to(wide), spread if entropy else None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[C, D] -> [C, V] in the dtype of `hidden`."""
+        z = hidden @ self.weight.t() if self.bias is None else torch.addmm(self.bias, hidden, self.weight.t())
+        if self.scale != 1.0:
+            z *= self.scale
+        return z if self.softcap is None else z.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def rows_per_chunk(self) -> int:
+        return max(1, self.chunk_bytes // (self.weight.shape[0] * self.weight.element_size()))
+
+
+class _ChunkedLogp(torch.autograd.Function):
+    """The head and the log-softmax as one function: a chunk's probabilities are kept if there is one chunk, else recomputed.
+
+    d logp_k / d logit_kv = 1[v = token_k] - p_kv; the incoming gradient is a number per row, so it multiplies the [C, D]
+    side of the two products and no element-wise pass over the vocabulary is left but the softmax.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, token: Tensor, head: Head, entropy: bool):
+        rows = head.rows_per_chunk()
+        keep = any(ctx.needs_input_grad) and len(token) <= rows and head.softcap is None and not entropy
+        logp, spread, kept = [], [], None
+        for start in range(0, len(token), rows):
+            cut = slice(start, start + rows)
+            p, chunk_logp, chunk_entropy = _chunk(head, hidden[cut], token[cut], entropy)
+            logp.append(chunk_logp)
+            spread.append(chunk_entropy)
+            kept = p if keep else None
+        ctx.head, ctx.rows = head, rows
+        ctx.save_for_backward(hidden, weight, bias, token, kept)
+        ctx.set_materialize_grads(False)
+        empty = torch.empty(0, dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        return torch.cat(logp) if logp else empty, torch.cat(spread) if entropy and spread else empty
+
+    @staticmethod
+    def backward(ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None):
+        hidden, weight, bias, token, kept = ctx.saved_tensors
+        head: Head = ctx.head
+        if grad_logp is None:
+            grad_logp = torch.zeros(len(token), dtype=torch.float32, device=hidden.device)
+        wants = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden) if wants[0] else None
+        grad_weight = torch.zeros_like(weight) if wants[1] else None
+        grad_bias = torch.zeros_like(bias) if wants[2] else None
+        for start in range(0, len(token), ctx.rows):
+            cut = slice(start, start + ctx.rows)
+            h, y, g = hidden[cut], token[cut], grad_logp[cut][:, None]  # [C, D], [C], [C, 1]
+            ge = None if grad_entropy is None else grad_entropy[cut]
+            if kept is None and (ge is not None or head.softcap is not None):
+                pull = _logit_gradient(head, h, y, grad_logp[cut], ge)  # [C, V]
+                row, one = head.scale, None
+            else:
+                p = kept if kept is not None else torch.softmax(head.logits(h), -1)
+                pull, row, one = p, -g * head.scale, y  # logit gradient = row * p, plus -row at the token
+            _spread(pull, row, one, h, weight, cut, grad_hidden, grad_weight, grad_bias)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _chunk(head: Head, h: Tensor, y: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """[C, D], [C] -> probabilities [C, V] (over the logits' own memory), logp [C], entropy [C] or None."""
+    wide = torch.promote_types(h.dtype, torch.float32)
+    z = head.logits(h)
+    top, where = z.max(-1, keepdim=True)
+    at_token = z.gather(1, y[:, None])[:, 0].to(wide)
+    weighted = None
+    if entropy:
+        p = torch.softmax(z, -1)
+        weighted = torch.linalg.vecdot(p.to(wide), (z - top).to(wide))  # E[z] - top, [C]
+    else:
+        p = torch.softmax(z, -1, out=z)  # row by row, so it may overwrite its input
+    # log-sum-exp from the largest probability, which is at least 1/V: never underflows
+    normaliser = top[:, 0].to(wide) - p.gather(1, where)[:, 0].to(wide).log()
+    spread = None if weighted is None else normaliser - top[:, 0].to(wide) - weighted
+    return p, at_token - normaliser, spread
+
+
+def _logit_gradient(head: Head, h: Tensor, y: Tensor, g: Tensor, ge: Tensor | None) -> Tensor:
+    """Gradient with respect to the logits before the soft cap, [C, V]: the way that serves the soft cap and the entropy."""
+    z = head.logits(h).to(torch.promote_types(h.dtype, torch.float32))
+    logp = torch.log_softmax(z, -1)
+    p = logp.exp()
+    pull = p * -g[:, None]
+    pull.scatter_add_(1, y[:, None], g[:, None].to(pull.dtype))
+    if ge is not None:
+        mean = (p * logp).sum(-1, keepdim=True)  # minus the entropy
+        pull -= ge[:, None] * p * (logp - mean)
+    if head.softcap is not None:
+        pull *= 1 - (z / head.softcap).square()
+    return pull.to(h.dtype)
+
+
+def _spread(
+    pull: Tensor,
+    row: Tensor | float,
+    one: Tensor | None,
+    h: Tensor,
+    weight: Tensor,
+    cut: slice,
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
+    grad_bias: Tensor | None,
+) -> None:
+    """Add a chunk's gradient: logit gradient = row * pull, and -row at `one` where given (row [C, 1] or a number)."""
+    if grad_hidden is not None:
+        grad = pull @ weight  # [C, D]
+        grad_hidden[cut] = (row * (grad if one is None else grad - weight[one])).to(h.dtype)
+    if grad_weight is not None:
+        scaled = (row * h).to(h.dtype)  # [C, D]
+        grad_weight.addmm_(pull.t(), scaled)
+        if one is not None:
+            grad_weight.index_add_(0, one, -scaled)
+    if grad_bias is not None:
+        ones = (row * torch.ones_like(h[:, :1])).to(h.dtype)[:, 0]  # [C]
+        grad_bias.addmv_(pull.t(), ones)
+        if one is not None:
+            grad_bias.index_add_(0, one, -ones)

@@ -1,0 +1,207 @@
+"""`Policy(batch) -> Outputs`: what a causal language model says of the completions, by the fastest layout that is exact for it.
+
+Letters: K completion tokens, T packed row, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Iterator, Literal
+
+import torch
+from torch import Tensor, nn
+
+from prefopt.batch import Batch, Outputs
+from prefopt.models import attention
+from prefopt.models.head import Head
+from prefopt.models.layouts import PaddedRows, TreeRow
+from prefopt.records import Example
+
+Layout = Literal["tree", "padded"]
+
+
+class ValueHead(nn.Module):
+    """One number per completion token from the hidden states.
+
+    at="before": at the position that predicts the token (a critic, V of the state); at="token": at the token itself
+    (a reward model reads its score at the last token).
+    """
+
+    def __init__(self, width: int, at: Literal["before", "token"] = "before", dtype: torch.dtype | None = None):
+        super().__init__()
+        self.at, self.linear = at, nn.Linear(width, 1, dtype=dtype)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor, before: Tensor, at: Tensor) -> Tensor:
+        """hidden [T, D] -> [K] float32."""
+        return self.linear(hidden[before if self.at == "before" else at])[:, 0].float()
+
+
+class Policy:
+    """A transformers causal language model, with or without adapters, that scores batches.
+
+    layout: "tree" packs prompts once without padding, "padded" is an ordinary right-padded batch; `choose` decides by a probe.
+    entropy: compute `Outputs.entropy` too. Gradients flow unless under no_grad. The model's own weights are used as they are.
+    """
+
+    def __init__(
+        self, model: Any, layout: Layout = "tree", *, entropy: bool = False, value: ValueHead | None = None
+    ) -> None:
+        self.model, self.layout, self.entropy, self.value = model, layout, entropy, value
+        self.inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        self.backbone = self.inner.base_model
+        self.plain_attention = _plain_name(self.inner)
+        self.fused_head = True
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.inner.parameters()).device
+
+    def __call__(self, batch: Batch) -> Outputs:
+        return self.score(batch, self.layout)
+
+    def score(self, batch: Batch, layout: Layout) -> Outputs:
+        """`Outputs` through a given layout."""
+        token = batch.completions.values.to(self.device)
+        if not self.fused_head:
+            return Outputs(*self._full_logits(batch, layout, token))
+        hidden, before, at = self._hidden(batch, layout)
+        logp, entropy = self.head()(hidden[before], token, self.entropy)
+        return Outputs(logp, entropy, None if self.value is None else self.value(hidden, before, at))
+
+    def head(self) -> Head:
+        """The model's language-model head, with the scale and soft cap its family applies to logits."""
+        linear, config = self.inner.get_output_embeddings(), text_config(self.inner)
+        scale = getattr(config, "logit_scale", None) or 1.0
+        divide = getattr(config, "logits_scaling", None) or 1.0
+        cap = getattr(config, "final_logit_softcapping", None)
+        return Head(linear.weight, getattr(linear, "bias", None), scale / divide, cap)
+
+    def _inputs(self, batch: Batch, layout: Layout) -> tuple[dict[str, Any], Tensor, Tensor]:
+        if layout == "tree":
+            self._attend(attention.NAME)
+            row = TreeRow.of(batch, self.device)
+            inputs = {"input_ids": row.ids[None], "position_ids": row.positions[None], "prefopt_tree": row}
+            return inputs, row.before, row.at
+        self._attend(self.plain_attention)
+        rows = PaddedRows.of(batch, self.device)
+        return {"input_ids": rows.ids, "attention_mask": rows.mask}, rows.before, rows.at
+
+    def _hidden(self, batch: Batch, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        """Final hidden states [T, D], with the positions that predict the tokens and the tokens' own, [K] each."""
+        inputs, before, at = self._inputs(batch, layout)
+        hidden = self.backbone(**inputs, use_cache=False)[0]
+        return hidden.flatten(0, 1), before, at
+
+    def _full_logits(self, batch: Batch, layout: Layout, token: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """For heads that are more than a linear map: the model's own logits, all of them."""
+        if self.value is not None:
+            raise RuntimeError("a value head needs a model whose backbone and head can be told apart")
+        inputs, before, _ = self._inputs(batch, layout)
+        logits = self.inner(**inputs, use_cache=False).logits.flatten(0, 1)[before]  # [K, V]
+        wide = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        entropy = -(wide.exp() * wide).sum(-1) if self.entropy else None
+        return wide.gather(1, token[:, None])[:, 0], entropy, None
+
+    def _attend(self, name: str) -> None:
+        # kept after the call on purpose: gradient checkpointing runs the layers again in backward
+        self.inner.config._attn_implementation = name
+        if self.backbone.config is not self.inner.config:
+            self.backbone.config._attn_implementation = name
+
+    @contextmanager
+    def ordinary(self) -> Iterator[Any]:
+        """The model with its ordinary attention, for generation and saving."""
+        before = self.inner.config._attn_implementation
+        self._attend(self.plain_attention)
+        try:
+            yield self.model
+        finally:
+            self._attend(before)
+
+
+def text_config(model: Any) -> Any:
+    """The configuration of the language model, also inside a multimodal one."""
+    return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+
+
+def _plain_name(model: Any) -> str:
+    name = getattr(model.config, "_attn_implementation", None) or "eager"
+    return "sdpa" if name == attention.NAME else name
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The layout a probe chose and why, for the log."""
+
+    layout: Layout
+    fused_head: bool
+    reason: str
+
+
+def choose(policy: Policy, wanted: Literal["auto", "tree", "padded"] = "auto") -> Choice:
+    """Set the policy's layout and head by a numeric probe on a few random tokens, and say why.
+
+    The packed tree must give the padded layout's log-probs within rounding, and much closer than a change of one prompt
+    token moves them. RuntimeError if the user insists on "tree" and the probe says no.
+    """
+    batch, changed = _probe_batches(text_config(policy.inner).vocab_size)
+    with torch.no_grad():
+        policy.fused_head = False
+        whole = policy.score(batch, "padded").logp
+        effect = (policy.score(changed, "padded").logp - whole).abs().mean().item()
+        slack = max(_rounding(policy.inner) * whole.abs().max().item(), 1e-7)
+        policy.fused_head = _agrees(policy, batch, "padded", whole, slack, effect) is None
+        head = "chunked head" if policy.fused_head else "full logits (this head is not a plain linear map)"
+        if wanted == "padded":
+            policy.layout = "padded"
+            return Choice("padded", policy.fused_head, f"padded layout as asked, {head}")
+        problem = _agrees(policy, batch, "tree", whole, slack, effect)
+    if problem is not None and wanted == "tree":
+        raise RuntimeError(f"layout: tree is not exact for {type(policy.inner).__name__}: {problem}; use layout: auto")
+    policy.layout = "tree" if problem is None else "padded"
+    if problem is None:
+        reason = f"packed tree, {head}: equal to the padded layout on a probe"
+    else:
+        reason = f"padded layout, {head}: the packed tree does not fit {type(policy.inner).__name__} ({problem})"
+    return Choice(policy.layout, policy.fused_head, reason)
+
+
+def _agrees(policy: Policy, batch: Batch, layout: Layout, whole: Tensor, slack: float, effect: float) -> str | None:
+    """None if the layout gives `whole`, else the reason in words."""
+    try:
+        gap = (policy.score(batch, layout).logp - whole).abs()
+    except Exception as error:  # any architecture may fail here in its own way; the reason goes to the log
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no message'}"
+    if not torch.isfinite(gap).all():
+        return "log-probs are not finite"
+    if gap.max().item() > slack or (effect > slack and gap.mean().item() > 0.1 * effect):
+        return f"log-probs differ by {gap.max().item():.1e} nats"
+    return None
+
+
+def _rounding(model: Any) -> float:
+    """Relative error to expect between two orders of the same sums, in the weights' dtype."""
+    return 64 * torch.finfo(next(model.parameters()).dtype).eps
+
+
+def _probe_batches(vocabulary: int) -> tuple[Batch, Batch]:
+    """Two prompts with two and one completions, and the same with the prompts' first tokens changed."""
+    draw = random.Random(0)
+
+    def tokens(count: int) -> list[int]:
+        return [draw.randrange(vocabulary) for _ in range(count)]
+
+    prompts, answers = [tokens(7), tokens(4)], [[tokens(5), tokens(9)], [tokens(6)]]
+
+    def batch(first: list[list[int]]) -> Batch:
+        return Batch.of(
+            [
+                Example(prompt, own, [1.0] * len(own), [[True] * len(a) for a in own])
+                for prompt, own in zip(first, answers, strict=True)
+            ]
+        )
+
+    return batch(prompts), batch([[(p[0] + 1) % vocabulary, *p[1:]] for p in prompts])
