@@ -41,6 +41,8 @@ SECTIONS: dict[str, str] = {
 
 Section = type | str  # a dataclass, or "module:Class"
 
+TEXT = "tag:yaml.org,2002:str"
+
 # Booleans people write besides YAML's true and false; only read so where a bool is expected, so `mode: off` stays text.
 BOOLEAN_WORDS = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
 
@@ -107,6 +109,11 @@ class Dumper(yaml.SafeDumper):
         return True
 
 
+def style_of(text: str) -> str | None:
+    """Quoted where PyYAML would leave U+0085 and its like bare, and then read them as line ends."""
+    return None if text.isprintable() else '"'
+
+
 _scalar("null", "~|null|Null|NULL|", "~nN")
 Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^$"), [""])
 _scalar("bool", "true|True|TRUE|false|False|FALSE", "tTfF")
@@ -116,6 +123,7 @@ _scalar("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.")
 Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile("^<<$"), ["<"])
 Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
 Dumper.add_multi_representer(Path, lambda dumper, path: dumper.represent_str(str(path)))
+Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(TEXT, text, style_of(text)))
 Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_list(list(value)))
 
 
