@@ -1,0 +1,43 @@
+# Everything runs in .venv, made on first use and made anew when the versions change.
+PYTHON ?= python3
+BIN := .venv/bin
+VENV_STAMP := .venv/.installed
+
+.PHONY: quickstart test check lint types format bench-dpo clean
+
+quickstart: $(VENV_STAMP)  ## a model from nothing, SFT, then DPO, and what changed
+	$(BIN)/prefopt quickstart
+
+test: $(VENV_STAMP)  ## every test
+	$(BIN)/pytest -q
+
+check: lint types test  ## what a change must pass
+
+lint: $(VENV_STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV_STAMP)
+	$(BIN)/mypy
+
+format: $(VENV_STAMP)  ## write the format and the fixes that are safe
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-dpo: .venv/.installed-bench  ## pairs a second and memory, beside TRL
+	$(BIN)/python benchmarks/dpo.py
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV_STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "prefopt needs Python 3.11 or newer and $(PYTHON) is older or missing; try: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv || { \
+	  echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf .venv; exit 1; }
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+.venv/.installed-bench: $(VENV_STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
+	@touch $@
