@@ -1,0 +1,350 @@
+"""The command line. Results go to stdout, everything else to stderr; a user's error is one message and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from prefopt import config
+from prefopt.records import InputError, plain
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+ABOUT = """\
+Preference optimisation of language models.
+
+  prefopt quickstart                     a model from nothing, SFT, then DPO, and what changed; a few minutes
+  prefopt train OBJECTIVE|RECIPE ...     train a model on a preference file
+  prefopt sample --model DIR ...         what a model says
+  prefopt --version
+
+`prefopt train --help` lists the objectives, `prefopt train dpo --help` the options of one."""
+
+TRAIN = """\
+prefopt train OBJECTIVE --model DIR --data FILE --out RUN [key=value ...]
+prefopt train RECIPE.yaml [key=value ...]
+
+  --model DIR            a model directory or hub name
+  --data FILE            JSONL, JSON, Parquet, CSV, a dataset directory or a hub name
+  --eval-data FILE       held-out rows
+  --out RUN              the run's folder
+  --map chosen=good      read the column `good` as `chosen`; repeat for more
+  --skip-bad             count bad rows and go on, instead of stopping at the first
+  --print-config         print every option as it would be used, as a recipe, and stop
+  --dry-run              read and tokenise the data, show counts, rows and steps, and stop
+  --json                 print only the summary, as JSON, on stdout"""
+
+# Flag -> the option it is another spelling of.
+TRAIN_FLAGS = {"model": "model", "data": "data", "eval_data": "eval_data", "out": "out"}
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Exit code: 0 fine, 2 a user's error, 130 interrupted; a traceback is a bug of ours."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A terminal that cannot show a character must not stop a run.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return dispatch(words)
+    except InputError as error:
+        complain(f"error: {error}")
+        return USER_ERROR
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    finally:
+        flush()
+
+
+def dispatch(words: list[str]) -> int:
+    """Run the command that `words` names."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        say(ABOUT)
+        return 0
+    if words[0] in ("--version", "-V"):
+        from prefopt import __version__
+
+        say(f"prefopt {__version__}")
+        return 0
+    command = COMMANDS.get(words[0])
+    if command is None:
+        near = config.nearest(words[0], COMMANDS)
+        hint = f"did you mean {near}?" if near else f"choose one of {', '.join(COMMANDS)}"
+        raise InputError(f"{words[0]!r} is not a command; {hint}")
+    command(words[1:])
+    return 0
+
+
+# ---------------------------------------------------------------- writing
+
+
+def say(text: str) -> None:
+    """Print to stdout; a reader that has gone away (`| head`) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        drop_stdout()
+
+
+def complain(text: str) -> None:
+    """Print to stderr, if it is still there."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def drop_stdout() -> None:
+    """Send what is still to be written to nowhere, so that closing stdout at exit does not fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def flush() -> None:
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        drop_stdout()
+
+
+@contextlib.contextmanager
+def quiet_stdout(quiet: bool) -> Iterator[None]:
+    """Send what libraries print to stderr while `quiet`, so that stdout holds the result alone."""
+    with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
+        yield
+
+
+def as_json(value: Any) -> str:
+    # ASCII: a machine reads this whatever the locale's encoding is.
+    return json.dumps(plain(value), indent=2)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are InputErrors, that guesses no abbreviations, and whose help is ours."""
+
+    def __init__(self, command: str, help_text: str) -> None:
+        super().__init__(prog=f"prefopt {command}", add_help=False, allow_abbrev=False)
+        self.help_text = help_text
+        self.add_argument("-h", "--help", action="store_true")
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}")
+
+    def read(self, words: list[str]) -> argparse.Namespace:
+        """The flags and words given. InputError on a flag that does not exist."""
+        found, rest = self.parse_known_intermixed_args(words)
+        if rest:
+            raise InputError(f"{rest[0]}: {self.stray(rest[0])}; `{self.prog} --help` shows what there is")
+        return found
+
+    def stray(self, word: str) -> str:
+        """Why a word is not understood, and what was perhaps meant."""
+        name = word.lstrip("-").partition("=")[0].replace("-", "_")
+        flags = [flag.lstrip("-").replace("-", "_") for flag in self._option_string_actions]
+        near = config.nearest(name, flags)
+        if near and near != name:
+            return f"no such flag; did you mean --{near.replace('_', '-')}?"
+        return f"no such flag; options are written without dashes, such as {name}=VALUE"
+
+
+# ---------------------------------------------------------------- train
+
+
+def train(words: list[str]) -> None:
+    """Train, or say what would be trained."""
+    parser = Parser("train", TRAIN)
+    parser.add_argument("words", nargs="*")
+    for flag in TRAIN_FLAGS:
+        parser.add_argument(f"--{flag.replace('_', '-')}")
+    parser.add_argument("--map", action="append", default=[])
+    for flag in ("--skip-bad", "--print-config", "--dry-run", "--json"):
+        parser.add_argument(flag, action="store_true")
+    given = parser.read(words)
+    if given.help:
+        return say(train_help(given.words[0]) if given.words else train_overview())
+    objective, layers = train_layers(given)
+    resolved = config.resolve(config.sections(objective), *layers)
+    if given.print_config:
+        return say(config.to_yaml(resolved).rstrip())
+    run(resolved, dry=given.dry_run, machine=given.json)
+
+
+def train_layers(given: argparse.Namespace) -> tuple[str, list[config.Layer]]:
+    """The objective's name and the layers of options: the recipe if there is one, then the command line."""
+    if not given.words or "=" in given.words[0]:
+        raise InputError(f"train what? `prefopt train OBJECTIVE ...` ({known()}) or `prefopt train RECIPE.yaml ...`")
+    first, *overrides = given.words
+    mapped = [f"map.{word}" for word in given.map]
+    typed = config.parse_overrides([*mapped, *overrides])
+    flags = config.Layer({option: getattr(given, flag) for flag, option in TRAIN_FLAGS.items() if getattr(given, flag)})
+    if given.skip_bad:
+        flags["skip_bad"] = True
+    if not first.endswith(RECIPE_SUFFIXES):
+        typed.pop("objective", None)
+        return first, [flags, typed]
+    recipe = config.read_recipe(first)
+    objective = typed.pop("objective", recipe.pop("objective", None))
+    if not isinstance(objective, str):
+        raise InputError(f"{first}: objective: missing; add a line such as `objective: dpo` ({known()})")
+    return objective, [recipe, flags, typed]
+
+
+def known() -> str:
+    return f"objectives: {', '.join(config.objectives())}"
+
+
+def run(resolved: dict[str, Any], dry: bool, machine: bool) -> None:
+    """Train and show the summary; or, dry, show what would happen."""
+    with quiet_stdout(machine):
+        from prefopt.recipes import train as recipe
+
+        options = {key: value for key, value in resolved.items() if key != "objective"}
+        call = recipe.plan if dry else recipe.train
+        outcome = call(objective=resolved["objective"], **config.flat(options))
+    if dry:
+        return show_plan(outcome, machine)
+    say(as_json(outcome) if machine else "\n".join(summary_lines(outcome)))
+
+
+def summary_lines(summary: Mapping[str, Any], indent: str = "") -> list[str]:
+    """A summary as `name  value` lines, inner mappings indented."""
+    lines = []
+    width = max((len(str(key)) for key in summary), default=0)
+    for key, value in summary.items():
+        if isinstance(value, Mapping):
+            lines += [f"{indent}{key}", *summary_lines(value, indent + "  ")]
+        else:
+            text = f"{value:.6g}" if isinstance(value, float) else str(value)
+            lines.append(f"{indent}{key!s:<{width}}  {text}")
+    return lines
+
+
+# ---------------------------------------------------------------- help that teaches
+
+
+def train_overview() -> str:
+    rows = [f"  {name:<8} {source.title} ({source.data})" for name, source in config.objectives().items()]
+    return "\n".join([TRAIN, "", "Objectives; `prefopt train NAME --help` lists the options of one:", *rows])
+
+
+def train_help(objective: str) -> str:
+    """What an objective is, what it needs, and every option with its default and comment."""
+    if objective.endswith(RECIPE_SUFFIXES):
+        return train_overview()
+    sections = config.sections(objective)
+    source = config.objectives()[objective]
+    lines = [
+        f"{source.title} ({source.source})",
+        f"Learns from {source.data}. Learning rate unless set: {source.learning_rate}.",
+        "",
+        TRAIN.replace("OBJECTIVE", objective, 1),
+    ]
+    section = ""
+    for option in config.describe(sections):
+        if option.section != section:
+            section = option.section
+            lines += ["", section]
+        lines += option_lines(option)
+    return "\n".join(lines)
+
+
+def option_lines(option: config.Option) -> list[str]:
+    """`key=default   type` and the comment below, wrapped to the terminal."""
+    width = min(shutil.get_terminal_size().columns, 110)
+    head = f"  {option.key}={written(option.default)}"
+    lines = [f"{head:<40}  {kind_in_words(option.type)}"]
+    return lines + textwrap.wrap(option.comment, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+
+
+def written(default: str) -> str:
+    """A default as one would type it: Python's `None`, `'linear'` become `null`, `linear`; nothing where required."""
+    try:
+        value = ast.literal_eval(default)
+    except (ValueError, SyntaxError):
+        return default
+    if value is None or isinstance(value, bool):
+        return config.shown(value)
+    return value if isinstance(value, str) else default
+
+
+def kind_in_words(kind: str) -> str:
+    """A type's source in a reader's words: `float | None` is `number or null`."""
+    kind = re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", "").replace('"', ""), kind)
+    kind = kind.replace(" | ", " or ")
+    words = {"float": "number", "int": "whole number", "str": "text", "bool": "true or false", "None": "null"}
+    words |= {"Path": "path", "dict": "mapping", "tuple": "list", "...": "any number"}
+    return re.sub(r"\w+|\.\.\.", lambda found: words.get(found[0], found[0]), kind)
+
+
+# ---------------------------------------------------------------- dry run
+
+
+def show_plan(plan: Any, machine: bool) -> None:
+    """What would be trained: counts by reason, token totals, steps, and the first three rows as the model sees them."""
+    if machine:
+        return say(as_json({"steps": plan.steps, "data": counts(plan.data), "held_out": counts(plan.held_out)}))
+    say(plan.data.describe())
+    if plan.held_out is not None:
+        say(f"\nheld out\n{plan.held_out.describe()}")
+    say(f"\n{plan.data.show(plan.tokenizer, num=3)}\n\n{plan.steps:,} steps would be taken; nothing was trained")
+
+
+def counts(dataset: Any) -> dict[str, Any] | None:
+    """A dataset's numbers for machines; None without one."""
+    if dataset is None:
+        return None
+    trained = sum(flag for example in dataset.examples for flags in example.trained for flag in flags)
+    return {
+        "source": dataset.source,
+        "shape": dataset.shape,
+        "rows": len(dataset),
+        "dropped": dataset.dropped,
+        "truncated": dataset.truncated,
+        "notes": dataset.notes,
+        "tokens": sum(example.num_tokens for example in dataset.examples),
+        "trained_tokens": trained,
+    }
+
+
+# ---------------------------------------------------------------- quickstart
+
+
+def quickstart(words: list[str]) -> None:
+    """Build, train and compare a small model."""
+    help_text = """\
+prefopt quickstart [--out DIR] [--seed N] [--json]
+
+Builds a small tokenizer and model, teaches it a task whose true reward is known (SFT), then prefers better
+answers (DPO), and shows what changed on held-out prompts. A few minutes on two CPU cores, no network.
+
+  --out DIR    the run's folder (runs/quickstart)
+  --seed N     of everything random (0)
+  --json       print only the summary, as JSON, on stdout"""
+    parser = Parser("quickstart", help_text)
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    given = parser.read(words)
+    if given.help:
+        return say(parser.help_text)
+    with quiet_stdout(given.json):
+        from prefopt.recipes import quickstart as recipe
+
+        summary = recipe.run(given.out, given.seed)
+    if given.json:
+        say(as_json(summary))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"train": train, "quickstart": quickstart}
