@@ -1,0 +1,5 @@
+"""Data in: the usual preference files become examples of token ids, and every row left out is counted."""
+
+from prefopt.data.dataset import DataOptions, Dataset, load, split
+
+__all__ = ["DataOptions", "Dataset", "load", "split"]

@@ -1,0 +1,344 @@
+"""From a source to the examples an objective trains on, every dropped row counted."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import random
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from prefopt.data.convert import Kind, check, convert
+from prefopt.data.read import Row, RowError, read
+from prefopt.data.shapes import KNOWN, Dropped, Reader, Record, Shape, grow
+from prefopt.data.template import Encoder, Rendered
+from prefopt.records import Example, InputError
+
+ROWS_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How rows are read and turned into tokens."""
+
+    # Column names that differ from the conventions, ours to the file's: {"chosen": "good"}.
+    map: dict[str, str] | None = None
+    # Count rows that are wrong and go on, instead of stopping at the first one.
+    skip_bad: bool = False
+    # Longest prompt + completion, in tokens; null for no limit.
+    max_length: int | None = 1024
+    # What happens to longer rows: drop them, or cut the end of the completion (never the prompt; no EOS is then added).
+    overlong: Literal["drop", "truncate"] = "drop"
+    # Tokens that demonstrations train on: what the assistant wrote in every turn; only its last reply (completion); or
+    # all, prompt included (TRL's default on messages). Plain text without a prompt trains on all.
+    train_on: Literal["assistant", "completion", "all"] = "assistant"
+    # Jinja chat template, as a path or as text, instead of the tokenizer's own.
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(
+                f"max_length must be at least 2 (a prompt token and an answer token), got {self.max_length}"
+            )
+        for name, known in (("overlong", ("drop", "truncate")), ("train_on", ("assistant", "completion", "all"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples in file order, and how they came about.
+
+    examples, rows: the same length and order. shape: the detected convention in words. dropped: reason -> rows.
+    truncated: completions whose end was cut. notes: what tokenisation met and handled, with counts.
+    fingerprint: hash of the token ids, order included.
+    """
+
+    examples: list[Example]
+    rows: list[Record]
+    shape: str
+    kind: str
+    source: str
+    dropped: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fingerprint", fingerprint(self.examples))
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def describe(self) -> str:
+        """Lines for the log: what was found, what was dropped and why, how long the rows are."""
+        lines = [f"{self.source}: {self.shape}", f"{len(self.examples):,} {self.kind}"]
+        if self.dropped:
+            lines.append(f"dropped {sum(self.dropped.values()):,}: " + _counts(self.dropped))
+        if self.truncated:
+            lines.append(f"truncated {self.truncated:,} completions at the end")
+        lines += [f"{count:,} {note}" for note, count in self.notes.items() if count]
+        lines.append("prompt tokens     " + _quantiles([len(example.prompt) for example in self.examples]))
+        lengths = [len(tokens) for example in self.examples for tokens in example.completions]
+        if lengths:
+            lines.append("completion tokens " + _quantiles(lengths))
+            trained = sum(flag for example in self.examples for flags in example.trained for flag in flags)
+            lines.append(f"trained on {trained:,} of {sum(example.num_tokens for example in self.examples):,} tokens")
+        return "\n".join(lines)
+
+    def show(self, tokenizer: Any, num: int = 3) -> str:
+        """The first rows as the model sees them: special tokens spelt out, untrained parts of an answer in «»."""
+        blocks = []
+        for number, example in enumerate(self.examples[:num]):
+            lines = [f"--- row {number + 1} ({example.where})", f"prompt: {tokenizer.decode(example.prompt)!r}"]
+            for tokens, flags, score in zip(example.completions, example.trained, example.scores, strict=True):
+                lines.append(f"score {score:g}: {_marked(tokenizer, tokens, flags)}")
+            blocks.append("\n".join(lines))
+        return "\n".join(blocks)
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """SHA-256 over every token id and sequence length, in order, as 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for example in examples:
+        sequences = [example.prompt, *example.completions]
+        digest.update(array("q", [len(sequences), *map(len, sequences)]).tobytes())
+        for tokens in sequences:
+            digest.update(array("q", tokens).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _quantiles(lengths: list[int]) -> str:
+    ordered = sorted(lengths)
+    picked = [ordered[round(share * (len(ordered) - 1))] for share in (0, 0.5, 0.9, 0.99, 1)]
+    return "shortest {}, median {}, 90 % {}, 99 % {}, longest {}".format(*picked)
+
+
+def _marked(tokenizer: Any, tokens: list[int], flags: list[bool]) -> str:
+    pieces, start = [], 0
+    for end in range(1, len(tokens) + 1):
+        if end == len(tokens) or flags[end] != flags[start]:
+            text = tokenizer.decode(tokens[start:end])
+            pieces.append(text if flags[start] else f"«{text}»")
+            start = end
+    return repr("".join(pieces))
+
+
+def load(source: str | Path, tokenizer: Any, kind: Kind, options: DataOptions = DataOptions()) -> Dataset:
+    """Read, understand and tokenise `source` for an objective whose `facts.data` is `kind`.
+
+    InputError, as `file:line: what was found; what to do`, at the first bad row (unless `skip_bad`), where the data
+    cannot serve as `kind`, or where nothing is left.
+    """
+    encoder = Encoder(tokenizer, options.chat_template, options.train_on)
+    counts: Counter[str] = Counter()
+    reader = Reader(chat=encoder.has_template)
+    records = list(_records(source, reader, kind, options, counts))
+    shape = reader.shape
+    if shape is None:
+        raise InputError(f"{source}: no row could be read ({_counts(counts)})")
+    if not encoder.has_template and any(_conversational(record) for record in records):
+        todo = "give one with chat_template=FILE.jinja, or data as text"
+        raise InputError(
+            f"{source}: the rows are conversations ({reader.how}), and the tokenizer has no chat template; {todo}"
+        )
+    examples, rows, truncated = _encode(records, encoder, kind, options, counts)
+    if not examples:
+        raise InputError(f"{source}: every row was dropped ({_counts(counts)}); see max_length and the data")
+    notes = {note: count for note, count in encoder.notes.items() if count}
+    return Dataset(examples, rows, reader.how, kind, str(source), dict(counts), truncated, notes)
+
+
+def _conversational(record: Record) -> bool:
+    return any(isinstance(text, list) for text in [record.prompt, *record.completions])
+
+
+def _records(
+    source: str | Path, reader: Reader, kind: Kind, options: DataOptions, counts: Counter[str]
+) -> Iterator[Record]:
+    """The records of every good row; bad rows raise, or are counted under skip_bad."""
+    for row in _rows(source, options, counts):
+        try:
+            found = reader.records(row)
+            if reader.shape and row.where == reader.first:
+                check(reader.shape, kind, str(source))
+        except RowError as error:
+            _refuse(error, options, counts)
+            continue
+        except Dropped as why:
+            counts[str(why)] += 1
+            continue
+        yield from _converted(found, reader, kind, counts)
+
+
+def _converted(records: list[Record], reader: Reader, kind: Kind, counts: Counter[str]) -> Iterator[Record]:
+    assert reader.shape
+    for record in records:
+        try:
+            yield from convert(record, reader.shape, kind)
+        except Dropped as why:
+            counts[str(why)] += 1
+
+
+def _refuse(error: RowError, options: DataOptions, counts: Counter[str]) -> None:
+    if not options.skip_bad:
+        raise error
+    counts[error.reason] += 1
+
+
+def _rows(source: str | Path, options: DataOptions, counts: Counter[str]) -> Iterator[Row]:
+    """Good rows with their columns renamed; messages of a tree, one per row, are gathered first."""
+    loose: list[Row] = []
+    for item in read(source):
+        if isinstance(item, RowError):
+            _refuse(item, options, counts)
+            continue
+        row = rename(item, options.map) if options.map else item
+        if {"message_id", "parent_id", "text"} <= row.values.keys() and "replies" not in row.values:
+            loose.append(row)
+        else:
+            yield row
+    yield from grow(loose)
+
+
+def rename(row: Row, names: dict[str, str]) -> Row:
+    """The row with the user's column names turned into ours. InputError, naming the nearest, for an unknown one."""
+    for ours, theirs in names.items():
+        if ours not in KNOWN:
+            raise InputError(f"map: {ours!r} is not a column this program reads{_nearest(ours, KNOWN)}")
+        if theirs not in row.values:
+            raise InputError(
+                f"{row.where}: map names column {theirs!r}, which the row lacks{_nearest(theirs, row.values)}"
+            )
+    taken = set(names.values())
+    kept = {key: value for key, value in row.values.items() if key not in taken and key not in names}
+    return replace(row, values={**kept, **{ours: row.values[theirs] for ours, theirs in names.items()}})
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(known))}"
+
+
+def _encode(
+    records: list[Record], encoder: Encoder, kind: Kind, options: DataOptions, counts: Counter[str]
+) -> tuple[list[Example], list[Record], int]:
+    """Tokenised rows that fit, and how many completions were cut."""
+    examples, rows, truncated = [], [], 0
+    with _progress(len(records)) as advance:
+        for start in range(0, len(records), ROWS_AT_ONCE):
+            rendered = list(_render(records[start : start + ROWS_AT_ONCE], encoder, kind, options, counts))
+            for item, example in zip(rendered, encoder.encode(rendered), strict=True):
+                if isinstance(example, RowError):
+                    _refuse(example, options, counts)
+                    continue
+                try:
+                    fitted, cut = fit(example, options)
+                except Dropped as why:
+                    counts[str(why)] += 1
+                    continue
+                examples.append(fitted)
+                rows.append(item.record)
+                truncated += cut
+            advance(min(ROWS_AT_ONCE, len(records) - start))
+    return examples, rows, truncated
+
+
+def _render(
+    records: list[Record], encoder: Encoder, kind: Kind, options: DataOptions, counts: Counter[str]
+) -> Iterator[Rendered]:
+    for record in records:
+        try:
+            yield encoder.render(record, kind)
+        except RowError as error:
+            _refuse(error, options, counts)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A progress bar on a terminal, for sources big enough to wait for; otherwise nothing."""
+    if total <= 2 * ROWS_AT_ONCE or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("tokenising", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def fit(example: Example, options: DataOptions) -> tuple[Example, int]:
+    """The example within max_length, and how many completions were cut. Dropped, with the reason, if it cannot be."""
+    limit, room = options.max_length, None
+    if limit is not None:
+        room = limit - len(example.prompt)
+        if room < min(1, len(example.completions)):
+            raise Dropped(f"prompt leaves no room in max_length {limit}")
+    cut = 0
+    if room is not None and any(len(tokens) > room for tokens in example.completions):
+        if options.overlong == "drop":
+            raise Dropped(f"longer than max_length {limit}")
+        cut = sum(len(tokens) > room for tokens in example.completions)
+        tokens, flags = [t[:room] for t in example.completions], [f[:room] for f in example.trained]
+        example = replace(example, completions=tokens, trained=flags)
+    if not all(any(flags) for flags in example.trained):
+        raise Dropped("no token left to train on" + (" after truncation" if cut else ""))
+    if len(example.completions) == 2 and example.completions[0] == example.completions[1]:
+        raise Dropped("chosen and rejected are equal" + (" after truncation" if cut else " as tokens"))
+    return example, cut
+
+
+def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Training and held-out rows, about `fraction` of them held out, rows with the same prompt on one side.
+
+    A pure function of (prompts, fraction, seed). InputError if either side would be empty.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"a held-out fraction must lie between 0 and 1, got {fraction}")
+    groups: dict[str, list[int]] = {}
+    for number, record in enumerate(dataset.rows):
+        groups.setdefault(prompt_key(record), []).append(number)
+    if len(groups) < 2:
+        raise InputError(
+            f"{dataset.source}: all rows have one prompt, so none can be held out; give held-out data in a file"
+        )
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    wanted, held = max(1, round(fraction * len(dataset))), set(order[0])
+    for members in order[1:-1]:
+        if len(held) >= wanted:
+            break
+        held.update(members)
+    sides = [[n for n in range(len(dataset)) if (n in held) is side] for side in (False, True)]
+    train, test = (
+        replace(dataset, examples=[dataset.examples[n] for n in side], rows=[dataset.rows[n] for n in side])
+        for side in sides
+    )
+    return train, replace(test, dropped={}, truncated=0, notes={})
+
+
+def prompt_key(record: Record) -> str:
+    """What rows of one prompt share: the prompt, or a conversation up to its first answer, or a whole text."""
+    prompt: Any = record.prompt
+    if not prompt:
+        text = record.completions[0] if record.completions else ""
+        prompt = text
+        if isinstance(text, list):
+            first = next((n for n, item in enumerate(text) if item["role"] == "assistant"), 0)
+            prompt = text[:first] or text
+    return json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
+
+
+__all__ = ["DataOptions", "Dataset", "Shape", "fingerprint", "fit", "load", "split"]

@@ -1,0 +1,564 @@
+"""Rows to records: the column conventions people use, detected, said, and brought to one form.
+
+A record is a prompt with scored completions, each either text or a list of `{"role", "content"}` messages.
+TRL's column names mean what they mean there; the rest is brought to them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from prefopt.data.read import Row, RowError, kind_of
+from prefopt.data.turns import Implicit, common_messages, common_text, common_turns, is_transcript
+
+Message = dict[str, Any]
+Text = str | list[Message]
+Span = tuple[int, int]
+
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "function_call": "function_call",
+    "system": "system",
+    "developer": "developer",
+    "observation": "tool",
+    "tool": "tool",
+    "function": "tool",
+    "ipython": "tool",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A prompt and the completions it owns, not yet tokenised.
+
+    prompt: text or messages; None where the row is one whole text or conversation (`text`, `messages`).
+    completions, scores: as in `prefopt.records.Example`; no completion in a prompt-only row.
+    asides: per completion, character spans of a text that the policy did not write (a Human turn of a transcript).
+    tools, template: what the chat template is given besides the messages. extra: the row's other columns.
+    """
+
+    where: str
+    prompt: Text | None
+    completions: list[Text]
+    scores: list[float]
+    asides: list[list[Span]] = field(default_factory=list)
+    tools: list[Any] | None = None
+    template: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Dropped(Exception):
+    """A row that is well-formed but cannot be trained on; its reason is counted, whatever `skip_bad` says."""
+
+
+Parse = Callable[["Columns"], "list[Record]"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A convention: its name, what its rows are, the columns it needs (`a|b`: either), and how a row is read."""
+
+    name: str
+    kind: str
+    needs: tuple[str, ...]
+    parse: Parse
+    texts: tuple[str, ...] = ()
+    every_pair: bool = False
+
+
+class Columns:
+    """A row's columns with checks: a getter returns the value in its one form or raises the RowError that names it."""
+
+    def __init__(self, row: Row, chat: bool) -> None:
+        self.row, self.where, self.values, self.chat = row, row.where, row.values, chat
+
+    def wrong(self, column: str, todo: str) -> RowError:
+        if column not in self.values:
+            return RowError(self.where, f"{column!r} is missing", todo)
+        return RowError(self.where, f"{column!r} is {kind_of(self.values[column])}", todo)
+
+    def name(self, *columns: str) -> str:
+        """The first of these columns that the row has."""
+        return next((column for column in columns if column in self.values), columns[0])
+
+    def text(self, column: str) -> str:
+        value = self.values.get(column)
+        if not isinstance(value, str):
+            raise self.wrong(column, "text is expected")
+        return value
+
+    def any(self, column: str) -> Text:
+        """Text, or messages."""
+        value = self.values.get(column)
+        if isinstance(value, str) and not (self.row.untyped and value.lstrip().startswith('[{"')):
+            return value
+        return self.messages(column)
+
+    def messages(self, column: str) -> list[Message]:
+        value = self.values.get(column)
+        if self.row.untyped and isinstance(value, str):
+            value = self.json(column)
+        value = [value] if isinstance(value, dict) else value
+        if not isinstance(value, list):
+            raise self.wrong(column, "text or a list of messages is expected")
+        if not value:
+            raise RowError(self.where, f"{column!r} is an empty list", "give at least one message")
+        return [message(item, f"{column}[{number}]", self.where) for number, item in enumerate(value)]
+
+    def json(self, column: str) -> Any:
+        try:
+            return json.loads(self.values[column])
+        except ValueError:
+            raise RowError(self.where, f"{column!r} is not JSON", "write it as JSON text") from None
+
+    def number(self, column: str) -> float:
+        value = self.values.get(column)
+        if self.row.untyped and isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                raise self.wrong(column, "a number is expected") from None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.wrong(column, "a number is expected")
+        if not math.isfinite(value):
+            raise RowError(self.where, f"{column!r} is not finite", "drop rows without a score", str(value))
+        return float(value)
+
+    def flag(self, column: str) -> float:
+        """A label: true or false, 1 or 0 (in CSV, those words)."""
+        value = self.values.get(column)
+        if self.row.untyped and isinstance(value, str):
+            value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower(), value)
+        if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
+            return float(value)
+        raise self.wrong(column, "true or false is expected")
+
+    def record(self, prompt: Text | None, completions: list[Text], scores: list[float], **more: Any) -> Record:
+        """A record with this row's tools, template arguments and other columns."""
+        tools = self.values.get("tools")
+        if isinstance(tools, str):
+            tools = self.json("tools") if tools.strip() else None
+        if tools is not None and not isinstance(tools, list):
+            raise self.wrong("tools", "a list of functions, or JSON text of one, is expected")
+        if "conversations" in self.values and tools:
+            tools = [tool if "type" in tool else {"type": "function", "function": tool} for tool in tools]
+        template = self.values.get("chat_template_kwargs") or {}
+        extra = {key: value for key, value in self.values.items() if key not in KNOWN}
+        return Record(
+            self.where, prompt, completions, scores, tools=tools or None, template=template, extra=extra, **more
+        )
+
+
+def message(value: Any, column: str, where: str) -> Message:
+    """A message in the one form, from role/content or from/value. Keys that hold null are left out."""
+    if not isinstance(value, dict):
+        raise RowError(where, f"{column} is {kind_of(value)}", "a message with role and content is expected")
+    value = {key: item for key, item in value.items() if item is not None}
+    if "from" in value or ("value" in value and "role" not in value):
+        value = {{"from": "role", "value": "content"}.get(key, key): item for key, item in value.items()}
+    role = value.get("role")
+    if not isinstance(role, str):
+        raise RowError(where, f"{column} has no role", "give each message role and content, or from and value")
+    content = _content(value.get("content", "" if "tool_calls" in value else None), column, where)
+    role = ROLES.get(role, role)
+    if role == "function_call":
+        return {"role": "assistant", "content": "", "tool_calls": _calls(content, column, where)}
+    return {**value, "role": role, "content": content}
+
+
+def _content(value: Any, column: str, where: str) -> str:
+    if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
+        return "".join(part["text"] for part in value)
+    if not isinstance(value, str):
+        found = "a list with parts that are not text" if isinstance(value, list) else kind_of(value)
+        raise RowError(where, f"{column}: content is {found}", "text is expected")
+    return value
+
+
+def _calls(content: str, column: str, where: str) -> list[dict[str, Any]]:
+    """sharegpt's function_call, JSON text of one call or several, as tool calls."""
+    try:
+        calls = json.loads(content)
+    except ValueError:
+        raise RowError(
+            where, f"{column}: the function call is not JSON", 'write {"name": ..., "arguments": ...}'
+        ) from None
+    calls = calls if isinstance(calls, list) else [calls]
+    if not all(isinstance(call, dict) and "name" in call for call in calls):
+        raise RowError(where, f"{column}: the function call has no name", 'write {"name": ..., "arguments": ...}')
+    return [{"type": "function", "function": {"name": c["name"], "arguments": c.get("arguments", {})}} for c in calls]
+
+
+# -- one function per convention
+
+
+def _pair(c: Columns) -> list[Record]:
+    chosen, rejected = c.any("chosen"), c.any("rejected")
+    _check_scores(c)
+    if type(chosen) is not type(rejected):
+        raise RowError(c.where, "'chosen' and 'rejected' are of different forms", "give text or messages for both")
+    if "prompt" not in c.values:
+        return [_implicit(c, chosen, rejected)]
+    prompt = c.any("prompt")
+    if isinstance(prompt, str) and isinstance(chosen, list) and isinstance(rejected, list):
+        if len(chosen) > 1 and chosen[0] == rejected[0]:  # the whole conversation beside its first message
+            return [_implicit(c, chosen, rejected)]
+        prompt = [{"role": "user", "content": prompt}]
+    if isinstance(prompt, list) and isinstance(chosen, str) and isinstance(rejected, str):
+        chosen, rejected = _said(chosen), _said(rejected)
+    return [c.record(prompt, [chosen, rejected], [1.0, 0.0])]
+
+
+def _said(text: str) -> list[Message]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _check_scores(c: Columns) -> None:
+    if c.values.get("score_chosen") is None or c.values.get("score_rejected") is None:
+        return
+    chosen, rejected = c.number("score_chosen"), c.number("score_rejected")
+    if chosen == rejected:
+        raise Dropped("tied scores")
+    if chosen < rejected:
+        raise Dropped("chosen scored below rejected")
+
+
+def _implicit(c: Columns, chosen: Text, rejected: Text) -> Record:
+    if chosen == rejected:
+        raise Dropped("chosen and rejected are equal")
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        num = common_messages(chosen, rejected)
+        if not num:
+            raise RowError(c.where, "chosen and rejected share no first message", "give the prompt in its own column")
+        return c.record(chosen[:num], [chosen[num:], rejected[num:]], [1.0, 0.0])
+    assert isinstance(chosen, str) and isinstance(rejected, str)
+    cut: Implicit | None
+    if is_transcript(chosen) and is_transcript(rejected):
+        cut = common_turns(chosen, rejected)
+        if cut is None:
+            raise RowError(
+                c.where, "the two transcripts share no turn before an answer", "give the prompt in its own column"
+            )
+    else:
+        cut = common_text(chosen, rejected)
+    return c.record(chosen[: cut.at], [chosen[cut.at :], rejected[cut.at :]], [1.0, 0.0], asides=cut.asides)
+
+
+def _conversation_pair(c: Columns) -> list[Record]:
+    column = c.name("conversations", "messages")
+    return [c.record(c.messages(column), [_reply(c, "chosen"), _reply(c, "rejected")], [1.0, 0.0])]
+
+
+def _reply(c: Columns, column: str) -> list[Message]:
+    value = c.any(column)
+    return _said(value) if isinstance(value, str) else value
+
+
+def _messages(c: Columns) -> list[Record]:
+    return [c.record(None, [c.messages(c.name("messages", "conversations"))], [1.0])]
+
+
+def _labelled_messages(c: Columns) -> list[Record]:
+    prompt, completion = last_reply(c.messages(c.name("messages", "conversations")), c.where)
+    return [c.record(prompt, [completion], [c.flag(c.name("label", "kto_tag"))])]
+
+
+def last_reply(messages: list[Message], where: str) -> tuple[list[Message], list[Message]]:
+    """A conversation cut after the user's last turn that is answered; what follows the answer is left out."""
+    answers = [number for number, item in enumerate(messages) if item["role"] == "assistant"]
+    if not answers:
+        raise RowError(where, "no assistant turn", "a conversation needs an answer to train on")
+    users = [number for number, item in enumerate(messages[: answers[-1]]) if item["role"] == "user"]
+    cut = users[-1] + 1 if users else answers[0]
+    if not cut:
+        raise RowError(where, "the conversation starts with its only answer", "put a user or system turn before it")
+    return messages[:cut], messages[cut : answers[-1] + 1]
+
+
+def _completion(c: Columns) -> list[Record]:
+    prompt, completion = c.any("prompt"), c.any("completion")
+    if type(prompt) is not type(completion):
+        raise RowError(c.where, "'prompt' and 'completion' are of different forms", "give text or messages for both")
+    score = c.flag(c.name("label", "kto_tag")) if "label" in c.values or "kto_tag" in c.values else 1.0
+    return [c.record(prompt, [completion], [score])]
+
+
+def _rated(c: Columns) -> list[Record]:
+    """`completions` with `scores` or `ratings`, or completions that are objects with their own score."""
+    prompt = c.any("prompt") if "prompt" in c.values else None
+    completions, column = c.values.get("completions"), c.name("scores", "ratings")
+    if not isinstance(completions, list):
+        raise c.wrong("completions", "a list of completions is expected")
+    if column in c.values:
+        scores = c.values[column]
+        if not isinstance(scores, list):
+            raise c.wrong(column, "a list of numbers is expected")
+        if len(scores) != len(completions):
+            found = f"{len(completions)} completions, {len(scores)} {column}"
+            raise RowError(c.where, f"completions and {column} differ in number", "give one score each", found)
+        items = [{"completion": item, "score": score} for item, score in zip(completions, scores, strict=True)]
+    else:
+        items = [_rated_item(c, item) for item in completions]
+    inner = [Columns(Row(c.where, item), c.chat) for item in items]
+    texts, scores = [item.any("completion") for item in inner], [item.number("score") for item in inner]
+    if prompt is None:
+        return [_instructed(c, texts, scores)]
+    if isinstance(prompt, list):
+        texts = [_said(text) if isinstance(text, str) else text for text in texts]
+    return [c.record(prompt, texts, scores)]
+
+
+def _rated_item(c: Columns, item: Any) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise RowError(c.where, "the completions have no scores", "add a column scores with one number for each")
+    text = next((item[key] for key in ("response", "completion", "text", "content") if key in item), None)
+    score = next((item[key] for key in ("score", "rating", "overall_score") if key in item), None)
+    return {"completion": text, "score": score}
+
+
+def _instruction(c: Columns) -> list[Record]:
+    if "chosen" in c.values and "rejected" in c.values:
+        _check_scores(c)
+        return [_instructed(c, [c.text("chosen"), c.text("rejected")], [1.0, 0.0])]
+    label = c.name("label", "kto_tag")
+    score = c.flag(label) if label in c.values else 1.0
+    return [_instructed(c, [c.text("output")], [score])]
+
+
+def _instructed(c: Columns, answers: list[Text], scores: list[float]) -> Record:
+    """Alpaca: instruction, input, and optionally system and history. A conversation where the tokenizer has a chat
+    template, otherwise text under `### Instruction:`, `### Input:`, `### Response:` headings."""
+    instruction, given = c.text("instruction"), c.text("input") if c.values.get("input") is not None else ""
+    history = c.values.get("history") or []
+    if c.chat or history or c.values.get("system"):
+        turns = [{"role": "system", "content": c.text("system")}] if c.values.get("system") else []
+        for asked, answered in history:
+            turns += [{"role": "user", "content": asked}, *_said(answered)]
+        turns.append({"role": "user", "content": f"{instruction}\n{given}" if given else instruction})
+        return c.record(turns, [_said(text) if isinstance(text, str) else text for text in answers], scores)
+    prompt = f"### Instruction:\n{instruction}\n\n"
+    prompt += f"### Input:\n{given}\n\n" if given else ""
+    return c.record(prompt + "### Response:\n", answers, scores)
+
+
+def _question(c: Columns, answers: list[str], scores: list[float]) -> Record:
+    question = c.text("question")
+    if c.chat:
+        return c.record([{"role": "user", "content": question}], [_said(text) for text in answers], scores)
+    return c.record(question + "\n", list(answers), scores)
+
+
+def _answered(c: Columns) -> list[Record]:
+    return [_question(c, [c.text("answer")], [1.0])]
+
+
+def _is_solution(value: Any) -> bool:
+    return isinstance(value, dict) and {"is_correct", "solution"} <= value.keys()
+
+
+def _solutions(c: Columns) -> list[Record]:
+    """One question with columns `{"solution", "is_correct"}`, one per model: right answers score 1, wrong ones 0."""
+    inner = [Columns(Row(c.where, value), c.chat) for value in c.values.values() if _is_solution(value)]
+    return [_question(c, [item.text("solution") for item in inner], [item.flag("is_correct") for item in inner])]
+
+
+def _text(c: Columns) -> list[Record]:
+    return [c.record(None, [c.text("text")], [1.0])]
+
+
+def _prompt(c: Columns) -> list[Record]:
+    return [c.record(c.any("prompt"), [], [])]
+
+
+def _tree(c: Columns) -> list[Record]:
+    """An OpenAssistant tree: every turn with ranked answers, rank 0 the best, as one record with scores -rank."""
+    root = c.values["prompt"] if isinstance(c.values.get("prompt"), dict) else c.values
+    return list(_branches(c, root, []))
+
+
+def _branches(c: Columns, node: dict[str, Any], before: list[Message]) -> Iterator[Record]:
+    inner = Columns(Row(c.where, node), c.chat)
+    role = ROLES.get(inner.text("role"), "")
+    if role not in ("user", "assistant"):
+        raise RowError(c.where, "a message of the tree has an unknown role", "prompter or assistant is expected")
+    path = [*before, {"role": role, "content": inner.text("text")}]
+    replies = node.get("replies") or []
+    ranked = [reply for reply in replies if reply.get("rank") is not None and reply.get("role") == "assistant"]
+    if ranked:
+        prompt, texts = _dialogue(path, [reply["text"] for reply in ranked], c.chat)
+        yield Record(c.where, prompt, texts, [-float(reply["rank"]) for reply in ranked])
+    for reply in replies:
+        yield from _branches(c, reply, path)
+
+
+def _dialogue(path: list[Message], answers: list[str], chat: bool) -> tuple[Text, list[Text]]:
+    """Messages where there is a chat template, otherwise a Human/Assistant transcript."""
+    if chat:
+        return path, [_said(text) for text in answers]
+    names = {"user": "Human", "assistant": "Assistant"}
+    text = "".join(f"\n\n{names[item['role']]}: {item['content']}" for item in path)
+    return text + "\n\nAssistant:", [f" {answer}" for answer in answers]
+
+
+_PAIR = ("chosen", "rejected")
+_LABEL = "label|kto_tag"
+
+SHAPES: tuple[Shape, ...] = (
+    Shape("an OpenAssistant message tree", "ratings", ("message_tree_id", "prompt"), _tree, every_pair=True),
+    Shape("an OpenAssistant message tree", "ratings", ("message_id", "text", "role"), _tree, every_pair=True),
+    Shape("question and solutions with is_correct", "ratings", ("question", "(solution)"), _solutions),
+    Shape("conversations/chosen/rejected", "pairs", ("conversations|messages", *_PAIR), _conversation_pair, _PAIR),
+    Shape("messages/label", "labels", ("messages|conversations", _LABEL), _labelled_messages),
+    Shape("instruction/chosen/rejected", "pairs", ("instruction", *_PAIR), _instruction, ("instruction", *_PAIR)),
+    Shape("instruction/rated completions", "ratings", ("instruction", "completions"), _rated, ("instruction",)),
+    Shape(
+        "instruction/output/label", "labels", ("instruction", "output", _LABEL), _instruction, ("instruction", "output")
+    ),
+    Shape("instruction/output", "demonstrations", ("instruction", "output"), _instruction, ("instruction", "output")),
+    Shape("prompt/chosen/rejected", "pairs", ("prompt", *_PAIR), _pair, ("prompt", *_PAIR)),
+    Shape("chosen/rejected with an implicit prompt", "pairs", _PAIR, _pair, _PAIR),
+    Shape("prompt/rated completions", "ratings", ("prompt", "completions"), _rated, ("prompt",)),
+    Shape("prompt/completion/label", "labels", ("prompt", "completion", _LABEL), _completion, ("prompt", "completion")),
+    Shape("prompt/completion", "demonstrations", ("prompt", "completion"), _completion, ("prompt", "completion")),
+    Shape("messages", "demonstrations", ("messages|conversations",), _messages),
+    Shape("question/answer", "demonstrations", ("question", "answer"), _answered, ("question", "answer")),
+    Shape("text", "demonstrations", ("text",), _text, ("text",)),
+    Shape("prompt", "prompts", ("prompt",), _prompt, ("prompt",)),
+)
+
+KNOWN = {name for shape in SHAPES for need in shape.needs for name in need.split("|")} | {
+    *("input", "system", "history", "tools", "chat_template_kwargs", "scores", "ratings"),
+    *("score_chosen", "score_rejected"),
+}
+
+
+def has(values: dict[str, Any], need: str) -> bool:
+    if need == "(solution)":
+        return any(_is_solution(value) for value in values.values())
+    return any(name in values for name in need.split("|"))
+
+
+def detect(row: Row) -> Shape:
+    """The convention whose columns the row has. RowError, naming its columns, if none."""
+    for shape in SHAPES:
+        if all(has(row.values, need) for need in shape.needs):
+            return shape
+    names = ", ".join(row.values) or "none"
+    todo = "name them with map, for example map.chosen=good; conventions: " + "; ".join(
+        dict.fromkeys(
+            "/".join(need.split("|")[0] for need in shape.needs) for shape in SHAPES if "(" not in shape.needs[-1]
+        )
+    )
+    raise RowError(row.where, "the columns follow no known convention", todo, names)
+
+
+def form(value: Any) -> str:
+    """Text or messages, to tell string rows from conversational ones."""
+    if isinstance(value, (list, dict)):
+        return "messages"
+    return "text" if isinstance(value, str) else kind_of(value)
+
+
+class Reader:
+    """Turns rows into records; the first row decides the shape, and every later one must have it."""
+
+    def __init__(self, chat: bool) -> None:
+        self.chat = chat
+        self.shape: Shape | None = None
+        self.first = ""
+        self.forms: dict[str, str] = {}
+        self.how = ""
+
+    def records(self, row: Row) -> list[Record]:
+        """RowError if the row is wrong or has another shape; Dropped if nothing can be learnt from it."""
+        shape = self.shape or detect(row)
+        forms = {name: form(row.values.get(name)) for name in shape.texts if name in row.values}
+        if self.shape is None:
+            records = self._parse(shape, row)
+            self.shape, self.first, self.forms = shape, row.where, forms
+            self.how = self._words(records)
+            return records
+        self._same(row, forms)
+        return self._parse(shape, row)
+
+    def _parse(self, shape: Shape, row: Row) -> list[Record]:
+        records = shape.parse(Columns(row, self.chat))
+        for record in records:
+            if any(not _content_of(completion) for completion in record.completions):
+                raise Dropped("empty completion")
+            _check_unicode(record)
+        return records
+
+    def _same(self, row: Row, forms: dict[str, str]) -> None:
+        """RowError, naming both lines, unless the row has the columns and forms of the first."""
+        assert self.shape
+        missing = [need for need in self.shape.needs if not has(row.values, need)]
+        if missing:
+            name = missing[0].split("|")[0]
+            todo = f"the first row ({self.first}) is {self.shape.name}; complete the row, or keep shapes in files of their own"
+            raise RowError(row.where, f"{name!r} is missing", todo)
+        for name, found in forms.items():
+            usual = self.forms.get(name, found)
+            if found != usual and {found, usual} == {"text", "messages"}:
+                todo = "give text rows and conversations their own files"
+                raise RowError(row.where, f"mixed shapes: {name!r} is {found}, {usual} at {self.first}", todo)
+
+    def _words(self, records: list[Record]) -> str:
+        assert self.shape
+        if not records:
+            return self.shape.name
+        record = records[0]
+        conversational = any(isinstance(item, list) for item in [record.prompt, *record.completions])
+        words = f"{self.shape.name}, {'conversational' if conversational else 'text'}"
+        if "implicit" in self.shape.name and not conversational:
+            source = record.prompt if isinstance(record.prompt, str) else ""
+            turns = is_transcript(source)
+            words += ", cut after the last common turn" if turns else ", cut after the last common word"
+        elif "implicit" in self.shape.name:
+            words += ", cut after the last common message"
+        return words + (", with tools" if record.tools else "")
+
+
+def _content_of(text: Text) -> bool:
+    """Whether there is anything in a completion to learn."""
+    if isinstance(text, str):
+        return bool(text.strip())
+    return any(item["content"].strip() or item.get("tool_calls") for item in text)
+
+
+def _check_unicode(record: Record) -> None:
+    """RowError on half of a surrogate pair: no tokenizer takes it, and it cannot be written back as UTF-8."""
+    texts = [item for item in [record.prompt, *record.completions] if item is not None]
+    for text in texts:
+        for piece in [text] if isinstance(text, str) else [item["content"] for item in text]:
+            try:
+                piece.encode("utf-8")
+            except UnicodeEncodeError:
+                raise RowError(
+                    record.where, "half of a surrogate pair in a text", "write the character whole"
+                ) from None
+
+
+def grow(rows: list[Row]) -> list[Row]:
+    """OpenAssistant messages one per row (message_id, parent_id) as one nested row per tree."""
+    nodes = {row.values["message_id"]: {**row.values, "replies": []} for row in rows}
+    trees = []
+    for row in rows:
+        node, parent = nodes[row.values["message_id"]], row.values.get("parent_id")
+        if parent is None:
+            trees.append(replace(row, values=node))
+        elif parent in nodes:
+            nodes[parent]["replies"].append(node)
+        else:
+            raise RowError(row.where, "parent_id names no message of the file", "keep whole trees", str(parent))
+    return trees
