@@ -52,10 +52,7 @@ RECIPE_SUFFIXES = (".yaml", ".yml")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit code: 0 fine, 2 a user's error, 130 interrupted; a traceback is a bug of ours."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            # A terminal that cannot show a character must not stop a run.
-            stream.reconfigure(errors="backslashreplace")
+    steady_streams()
     try:
         return dispatch(words)
     except InputError as error:
@@ -90,6 +87,17 @@ def dispatch(words: list[str]) -> int:
 # ---------------------------------------------------------------- writing
 
 
+def steady_streams() -> None:
+    """Make printing safe: a stream closed from the start goes nowhere, a character it cannot show is escaped."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # Also keeps files opened later from getting the descriptor that libraries print to.
+            setattr(sys, name, open(os.devnull, "w"))
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def say(text: str) -> None:
     """Print to stdout; a reader that has gone away (`| head`) is no error."""
     try:
@@ -99,7 +107,7 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Print to stderr, if it is still there."""
+    """Print to stderr, if anyone still reads it."""
     with contextlib.suppress(BrokenPipeError):
         print(text, file=sys.stderr, flush=True)
 
@@ -112,9 +120,9 @@ def drop_stdout() -> None:
 
 
 def flush() -> None:
+    """Write out what is buffered, so that a reader that has gone away is noticed here and not at exit."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BrokenPipeError:
         drop_stdout()
 

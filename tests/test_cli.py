@@ -1,0 +1,231 @@
+"""The command line: what it teaches, what it refuses, and what it survives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefopt import cli, config
+
+HEAVY = {"torch", "transformers", "datasets", "pandas", "pyarrow", "peft", "accelerate"}
+HELP = [["--help"], ["--version"], ["train", "--help"], ["train", "dpo", "--help"], ["quickstart", "--help"]]
+HELP += [["sample", "--help"]]
+
+
+def prefopt(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """`prefopt WORDS` in a process of its own."""
+    more = {"capture_output": True, "text": True, "timeout": 120, **more}
+    return subprocess.run([sys.executable, "-m", "prefopt", *words], **more)
+
+
+def refused(capsys: Any, *words: str) -> str:
+    """The message of a command that ends in exit code 2, on stderr alone."""
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err and err.count("\n") == 1
+    return str(err.rstrip("\n"))
+
+
+def said(capsys: Any, *words: str) -> str:
+    """What a command that succeeds prints."""
+    assert cli.main(words) == 0
+    return str(capsys.readouterr().out)
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = f"import sys; from prefopt.cli import main; main({words!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *shown, modules = done.stdout.splitlines()
+    assert shown and HEAVY & set(modules.split()) == set()
+
+
+def test_help_without_a_word_or_with_any_of_its_names_lists_the_commands(capsys: Any) -> None:
+    for words in ([], ["-h"], ["--help"], ["help"]):
+        text = said(capsys, *words)
+        assert all(f"prefopt {name}" in text for name in cli.COMMANDS)
+
+
+def test_version(capsys: Any) -> None:
+    from prefopt import __version__
+
+    assert said(capsys, "--version") == f"prefopt {__version__}\n"
+
+
+@pytest.mark.parametrize("objective", config.objectives())
+def test_help_of_an_objective_lists_every_option_with_default_and_comment(capsys: Any, objective: str) -> None:
+    text = said(capsys, "train", objective, "--help")
+    assert f"prefopt train {objective} --model DIR" in text
+    flowing = " ".join(text.split())
+    for row in config.describe(config.sections(objective)):
+        assert f"\n  {row.key}={cli.written(row.default)} " in text
+        assert " ".join(row.comment.split()) in flowing
+
+
+def test_help_of_train_lists_the_objectives(capsys: Any) -> None:
+    text = said(capsys, "train", "--help")
+    assert all(f"\n  {name} " in text and source.title in text for name, source in config.objectives().items())
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("float | None", "number or null"),
+        ("Literal['drop', 'truncate']", "drop, truncate"),
+        ("Literal['auto'] | int", "auto or whole number"),
+        ("dict[str, str] | None", "mapping[text, text] or null"),
+        ("tuple[str, ...]", "list[text, any number]"),
+        ("bool", "true or false"),
+        ("Path", "path"),
+    ],
+)
+def test_types_are_said_in_words(source: str, words: str) -> None:
+    assert cli.kind_in_words(source) == words
+
+
+@pytest.mark.parametrize(
+    ("default", "text"), [("None", "null"), ("True", "true"), ("'linear'", "linear"), ("1e-06", "1e-06"), ("", "")]
+)
+def test_defaults_are_written_as_one_would_type_them(default: str, text: str) -> None:
+    assert cli.written(default) == text
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_an_unknown_command_names_the_nearest(capsys: Any) -> None:
+    assert refused(capsys, "trian") == "error: 'trian' is not a command; did you mean train?"
+    assert refused(capsys, "zzz").startswith("error: 'zzz' is not a command; choose one of train, ")
+
+
+def test_an_unknown_flag_names_the_nearest_or_how_options_are_written(capsys: Any) -> None:
+    assert "--modle: no such flag; did you mean --model?" in refused(capsys, "train", "dpo", "--modle", "x")
+    message = refused(capsys, "train", "dpo", "--learning_rate", "1e-5")
+    assert "options are written without dashes, such as learning_rate=VALUE" in message
+    assert "--mod: no such flag" in refused(capsys, "train", "dpo", "--mod", "x"), "no abbreviation is guessed"
+
+
+def test_train_without_an_objective_says_what_there_is(capsys: Any) -> None:
+    for words in (["train"], ["train", "beta=1"], ["train", "--model", "x"]):
+        assert "objectives: dpo, sft" in refused(capsys, *words)
+
+
+def test_an_unknown_objective_names_the_nearest(capsys: Any) -> None:
+    assert refused(capsys, "train", "dop") == "error: objective: 'dop' is not one; did you mean dpo?"
+    assert refused(capsys, "train", "dop", "--help") == "error: objective: 'dop' is not one; did you mean dpo?"
+
+
+def test_a_recipe_without_an_objective_is_refused(capsys: Any, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("beta: 0.2\n")
+    assert f"{path}: objective: missing" in refused(capsys, "train", str(path))
+    assert "cannot read this recipe" in refused(capsys, "train", str(tmp_path / "none.yaml"))
+
+
+def test_a_wrong_value_is_refused_where_it_stands(capsys: Any, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("objective: dpo\nbeta: strong\n")
+    assert refused(capsys, "train", str(path)) == f"error: {path}:2: beta: expected a number, got 'strong'"
+    assert refused(capsys, "train", "dpo", "beta=strong") == "error: beta: expected a number, got 'strong'"
+    assert "it belongs to the objective dpo" in refused(capsys, "train", "sft", "beta=0.1")
+
+
+# ---------------------------------------------------------------- layers
+
+
+def printed(capsys: Any, folder: Path, *words: str) -> config.Layer:
+    """What --print-config prints, read as the recipe it is."""
+    path = folder / "printed.yaml"
+    path.write_text(said(capsys, "train", *words, "--print-config"))
+    return config.read_recipe(path)
+
+
+def test_the_command_line_wins_over_the_recipe_and_mappings_are_merged(capsys: Any, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("objective: dpo\nmodel: here\nbeta: 0.2\nmax_length: 64\nmap: {prompt: question}\n")
+    flags = ["--model", "7", "--data", "pairs.jsonl", "--map", "chosen=good", "--map", "rejected=bad", "--skip-bad"]
+    found = printed(capsys, tmp_path, str(path), *flags, "beta=1e-2")
+    wanted = {"objective": "dpo", "model": "7", "data": "pairs.jsonl", "beta": 0.01, "max_length": 64}
+    wanted |= {"skip_bad": True, "map": {"prompt": "question", "chosen": "good", "rejected": "bad"}}
+    assert {key: found[key] for key in wanted} == wanted
+
+
+def test_flags_and_options_may_come_in_any_order(capsys: Any, tmp_path: Path) -> None:
+    one = printed(capsys, tmp_path, "dpo", "beta=0.3", "--model", "m", "max_length=9", "--out", "o")
+    other = printed(capsys, tmp_path, "--out", "o", "--model", "m", "dpo", "max_length=9", "beta=0.3")
+    assert one == other and (one["beta"], one["max_length"]) == (0.3, 9)
+
+
+@pytest.mark.parametrize("objective", config.objectives())
+def test_a_printed_configuration_is_a_recipe_that_prints_itself(capsys: Any, tmp_path: Path, objective: str) -> None:
+    words = ["--model", "m", "--data", "d", "--out", "o"]
+    first = said(capsys, "train", objective, *words, "--print-config")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(first)
+    assert said(capsys, "train", str(path), "--print-config") == first
+
+
+# ---------------------------------------------------------------- what it survives
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "prefopt", "train", "--help"], stdout=writing, stderr=subprocess.PIPE, timeout=120
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_closed_streams_are_no_error() -> None:
+    done = prefopt("train", "--help", preexec_fn=lambda: os.close(1), stdout=None, capture_output=False)
+    assert done.returncode == 0
+    done = prefopt("zzz", preexec_fn=lambda: os.close(2), stderr=None, stdout=subprocess.PIPE, capture_output=False)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_locale_that_cannot_show_a_character_is_no_error() -> None:
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    done = prefopt("train", "dpo", "beta=\N{GREEK SMALL LETTER BETA}", env={**os.environ, **plain})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: beta: expected a number, got '\\") and done.stderr.isascii()
+
+
+def test_an_interrupt_ends_in_130_without_a_traceback(capsys: Any, monkeypatch: Any) -> None:
+    def interrupted(words: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "train", interrupted)
+    assert cli.main(["train"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: Any) -> None:
+    def broken(words: list[str]) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(cli.COMMANDS, "train", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train"])
+
+
+def test_a_summary_is_shown_as_lines() -> None:
+    summary = {"steps": 3, "win_rate": {"value": 0.61234567, "n": 8}, "note": None}
+    assert cli.summary_lines(summary) == [
+        "steps     3",
+        "win_rate",
+        "  value  0.612346",
+        "  n      8",
+        "note      None",
+    ]
