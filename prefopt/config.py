@@ -82,8 +82,6 @@ class ObjectiveSource(NamedTuple):
 class Loader(yaml.SafeLoader):
     """YAML 1.2's scalars: `1e-6` is a number, `off` and `2024-01-01` are text. A repeated key is an error."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[str, int] = {}
         for key, _ in node.value:
@@ -114,6 +112,7 @@ def style_of(text: str) -> str | None:
     return None if text.isprintable() else '"'
 
 
+Loader.yaml_implicit_resolvers = {}
 _scalar("null", "~|null|Null|NULL|", "~nN")
 Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^$"), [""])
 _scalar("bool", "true|True|TRUE|false|False|FALSE", "tTfF")
@@ -121,7 +120,7 @@ _scalar("int", "[-+]?[0-9]+(?:_[0-9]+)*", "-+0123456789")
 _scalar("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789")
 _scalar("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.")
 Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile("^<<$"), ["<"])
-Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 Dumper.add_multi_representer(Path, lambda dumper, path: dumper.represent_str(str(path)))
 Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(TEXT, text, style_of(text)))
 Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_list(list(value)))
