@@ -44,6 +44,25 @@ prefopt train RECIPE.yaml [key=value ...]
   --dry-run              read and tokenise the data, show counts, rows and steps, and stop
   --json                 print only the summary, as JSON, on stdout"""
 
+SAMPLE = """\
+prefopt sample --model DIR --prompt TEXT [--prompt TEXT ...] [key=value ...]
+prefopt sample --model DIR --data FILE [key=value ...]
+
+  --model DIR            a model or adapter directory, or a hub name
+  --adapter DIR          an adapter on that model
+  --prompt TEXT          a user's turn if the model has a chat template, else the text to go on from
+  --data FILE            the prompts of a file, in any form that `prefopt train` reads
+  --map prompt=question  read the column `question` as `prompt`
+  --n N                  completions per prompt (1)
+  --max-tokens N         longest completion (128)
+  --temperature T        0 takes the likeliest token each time (1.0)
+  --top-p P              keep the likeliest tokens that make up this share (1.0)
+  --seed N               equal seeds give equal samples (0)
+  --out FILE             write prompt and completion as JSON lines, which `prefopt train sft` reads
+  --json                 print the same JSON lines on stdout
+
+Options such as dtype=bfloat16 or chat_template=FILE are those of `prefopt train`."""
+
 # Flag -> the option it is another spelling of.
 TRAIN_FLAGS = {"model": "model", "data": "data", "eval_data": "eval_data", "out": "out"}
 RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -128,9 +147,18 @@ def flush() -> None:
 
 
 @contextlib.contextmanager
-def quiet_stdout(quiet: bool) -> Iterator[None]:
-    """Send what libraries print to stderr while `quiet`, so that stdout holds the result alone."""
-    with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
+def libraries(machine: bool) -> Iterator[None]:
+    """Work with the heavy libraries loaded: they report nothing to anyone, and draw bars on terminals only.
+
+    machine: what they print goes to stderr, so that stdout holds the result alone.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+    with contextlib.redirect_stdout(sys.stderr) if machine else contextlib.nullcontext():
         yield
 
 
@@ -215,7 +243,7 @@ def known() -> str:
 
 def run(resolved: dict[str, Any], dry: bool, machine: bool) -> None:
     """Train and show the summary; or, dry, show what would happen."""
-    with quiet_stdout(machine):
+    with libraries(machine):
         from prefopt.recipes import train as recipe
 
         options = {key: value for key, value in resolved.items() if key != "objective"}
@@ -326,6 +354,149 @@ def counts(dataset: Any) -> dict[str, Any] | None:
     }
 
 
+# ---------------------------------------------------------------- sample
+
+
+def sample(words: list[str]) -> None:
+    """Sample completions and print them, or write them as rows that can be trained on."""
+    given = sample_parser().read(words)
+    if given.help:
+        return say(SAMPLE)
+    if given.model is None or (given.prompt is None) == (given.data is None):
+        raise InputError("sample needs --model, and either --prompt or --data; `prefopt sample --help` shows how")
+    layer = config.parse_overrides([*(f"map.{word}" for word in given.map), *given.words])
+    options = config.resolve({name: config.SECTIONS[name] for name in ("model", "data")}, layer)
+    with libraries(given.json):
+        rows = sampled(given, options)
+    if given.out is not None:
+        write_rows(given.out, rows)
+        complain(f"wrote {len(rows):,} completions to {given.out}")
+    elif given.json:
+        say("\n".join(json.dumps(row) for row in rows))
+    else:
+        say("\n\n".join(sample_text(row) for row in rows))
+
+
+def sample_parser() -> Parser:
+    parser = Parser("sample", SAMPLE)
+    parser.add_argument("words", nargs="*")
+    for flag in ("--model", "--adapter", "--data"):
+        parser.add_argument(flag)
+    parser.add_argument("--prompt", action="append")
+    parser.add_argument("--map", action="append", default=[])
+    parser.add_argument("--n", type=int, default=1)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+def sampled(given: argparse.Namespace, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per completion: prompt, completion, and whether it ended by itself, in the order of the prompts."""
+    from prefopt.models import sampler
+
+    model, tokenizer = model_to_sample(given.model, given.adapter, options["model"])
+    asked, prompts = prompts_of(given, tokenizer, options["data"])
+    ends = end_tokens(model, tokenizer)
+    try:
+        answers = sampler.sample(
+            model,
+            prompts,
+            n=given.n,
+            max_tokens=given.max_tokens,
+            temperature=given.temperature,
+            top_p=given.top_p,
+            eos_ids=ends,
+            seed=given.seed,
+            progress=sys.stderr.isatty(),
+        )
+    except ValueError as error:
+        raise InputError(f"sample: {error}") from None
+    return [
+        sample_row(prompt, continuation(tokenizer, ids, tokens), len(tokens), bool(tokens) and tokens[-1] in ends)
+        for prompt, ids, several in zip(asked, prompts, answers, strict=True)
+        for tokens in several
+    ]
+
+
+def model_to_sample(source: str, adapter: str | None, options: Any) -> tuple[Any, Any]:
+    """Model and tokenizer; `source` may itself be an adapter's directory, which names its base model."""
+    from prefopt import ranks
+    from prefopt.models.load import load
+
+    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        raise InputError(f"{adapter}: not an adapter, adapter_config.json is missing; give the folder it was saved in")
+    loaded = load(source, options, ranks.device())
+    folder = adapter or loaded.adapter
+    if folder is None:
+        return loaded.model, loaded.tokenizer
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(loaded.model, folder), loaded.tokenizer
+
+
+def prompts_of(given: argparse.Namespace, tokenizer: Any, options: Any) -> tuple[list[Any], list[list[int]]]:
+    """The prompts as given, text or messages, and their tokens.
+
+    Text on the command line is a user's turn where the model has a chat template; in a file it is what it says.
+    """
+    from prefopt.data import load
+    from prefopt.data.shapes import Record
+    from prefopt.data.template import Encoder
+
+    if given.data is not None:
+        dataset = load(given.data, tokenizer, "prompts", options)
+        complain(dataset.describe())
+        return [row.prompt for row in dataset.rows], [example.prompt for example in dataset.examples]
+    encoder = Encoder(tokenizer, options.chat_template)
+    asked = [[{"role": "user", "content": text}] if encoder.has_template else text for text in given.prompt]
+    records = [Record("--prompt", prompt, [], []) for prompt in asked]
+    encoded = encoder.encode([encoder.render(record, "prompts") for record in records])
+    for example in encoded:
+        if isinstance(example, InputError):
+            raise example
+    return asked, [example.prompt for example in encoded if not isinstance(example, InputError)]
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer: the model's own (a chat model has several) and the tokenizer's."""
+    ends = model.generation_config.eos_token_id
+    listed = ends if isinstance(ends, list) else [ends]
+    return sorted({token for token in [*listed, tokenizer.eos_token_id] if token is not None})
+
+
+def continuation(tokenizer: Any, prompt: list[int], tokens: list[int]) -> str:
+    """The text that the tokens add to the prompt's: decoded alone, many tokenizers drop a first token's space."""
+    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + tokens))
+    return str(whole[len(before) :] if whole.startswith(before) else tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def sample_row(prompt: Any, text: str, num_tokens: int, finished: bool) -> dict[str, Any]:
+    """A row in the form of the prompt: text, or messages."""
+    completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+    return {"prompt": prompt, "completion": completion, "tokens": num_tokens, "finished": finished}
+
+
+def sample_text(row: dict[str, Any]) -> str:
+    """A row for a reader: the prompt, the completion, and a note where it was cut."""
+    prompt, completion = row["prompt"], row["completion"]
+    asked = prompt if isinstance(prompt, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+    answer = completion if isinstance(completion, str) else completion[0]["content"]
+    return f"> {asked}\n{answer}" + ("" if row["finished"] else f"  [cut at {row['tokens']} tokens]")
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """JSON lines. InputError where the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot write: {error.strerror or error}") from None
+
+
 # ---------------------------------------------------------------- quickstart
 
 
@@ -347,7 +518,7 @@ answers (DPO), and shows what changed on held-out prompts. A few minutes on two 
     given = parser.read(words)
     if given.help:
         return say(parser.help_text)
-    with quiet_stdout(given.json):
+    with libraries(given.json):
         from prefopt.recipes import quickstart as recipe
 
         summary = recipe.run(given.out, given.seed)
@@ -355,4 +526,4 @@ answers (DPO), and shows what changed on held-out prompts. A few minutes on two 
         say(as_json(summary))
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"train": train, "quickstart": quickstart}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"train": train, "sample": sample, "quickstart": quickstart}

@@ -19,7 +19,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # what stands in one row can be read, tested and replaced without the others.
 LAYERS = (
     {"records", "metrics"},  # standard library only
-    {"batch"},
+    {"batch", "ranks"},
+    {"optimizer"},
     {"objectives", "data", "models", "loop"},
     {"evaluate", "preflight"},
     {"config"},
