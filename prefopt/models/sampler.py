@@ -28,10 +28,10 @@ def sample(
 ) -> list[list[list[int]]]:
     """n completions of every prompt: [prompt][completion] -> token ids, the end token included where one was produced.
 
-    A completion without an end token was cut at max_tokens. temperature 0 is greedy (n equal completions); 1 with top_p 1
-    draws from exactly the distribution that `Policy` scores: the model's own generation defaults (top-k, repetition
-    penalty) are set aside. Equal seed, budget and machine give equal samples. Mode, attention, generation defaults and
-    the state of torch's random numbers are as before afterwards.
+    A completion without an end token was cut at max_tokens. temperature 0 is greedy (n equal completions); 1 with
+    top_p 1 draws from exactly the distribution that `Policy` scores: the model's own generation defaults (top-k,
+    repetition penalty) are set aside. Equal seed, budget and machine give equal samples. Mode, attention, generation
+    defaults and the state of torch's random numbers are as before afterwards.
     tokens_per_batch: prompt and completion tokens of the rows that are generated together.
     ValueError on an empty prompt or an option out of range.
     """
@@ -109,7 +109,7 @@ def _ordinary(model: Any, name: str) -> str:
 
 
 def _batches(rows: list[Row], max_tokens: int, tokens_per_batch: int) -> Iterator[list[Row]]:
-    """Rows, shortest prompt first, cut so that rows times the longest row stay within the budget; at least one a batch."""
+    """Rows, shortest prompt first, cut so that a batch with its padding stays within the budget; at least one each."""
     batch: list[Row] = []
     for row in rows:
         if batch and (len(batch) + 1) * (len(row[1]) + max_tokens) > tokens_per_batch:
