@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -171,6 +172,94 @@ def test_a_printed_configuration_is_a_recipe_that_prints_itself(capsys: Any, tmp
     path = tmp_path / "recipe.yaml"
     path.write_text(first)
     assert said(capsys, "train", str(path), "--print-config") == first
+
+
+# ---------------------------------------------------------------- sample
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: Any) -> Path:
+    """The folder of a tiny random Llama with a byte-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {text: number for number, text in enumerate(["</s>", *letters])}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    folder = Path(tmp_path_factory.mktemp("model"))
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def sampled(capsys: Any, model: Path, *words: str) -> list[dict[str, Any]]:
+    text = said(capsys, "sample", "--model", str(model), "--max-tokens", "4", "--json", *words)
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_samples_are_rows_of_prompt_and_completion(capsys: Any, model: Path) -> None:
+    rows = sampled(capsys, model, "--prompt", "ab", "--prompt", "c", "--n", "2")
+    assert [row["prompt"] for row in rows] == ["ab", "ab", "c", "c"]
+    assert all(row["tokens"] <= 4 and (row["finished"] or row["tokens"] == 4) for row in rows)
+    assert rows == sampled(capsys, model, "--prompt", "ab", "--prompt", "c", "--n", "2"), "equal seeds, equal samples"
+    assert rows != sampled(capsys, model, "--prompt", "ab", "--prompt", "c", "--n", "2", "--seed", "1")
+
+
+def test_a_prompt_is_a_turn_where_there_is_a_chat_template(capsys: Any, model: Path) -> None:
+    (row,) = sampled(capsys, model, "--prompt", "ab", f"chat_template={CHAT}")
+    assert row["prompt"] == [{"role": "user", "content": "ab"}]
+    assert [turn["role"] for turn in row["completion"]] == ["assistant"]
+
+
+def test_samples_written_to_a_file_can_be_trained_on(capsys: Any, tmp_path: Path, model: Path) -> None:
+    from prefopt.data import load
+    from prefopt.models.load import load_tokenizer
+
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "new" / "samples.jsonl"
+    prompts.write_text('{"question": "ab"}\n{"question": "c"}\n')
+    words = ["--data", str(prompts), "--map", "prompt=question", "--out", str(out), "--max-tokens", "4"]
+    assert said(capsys, "sample", "--model", str(model), *words) == ""
+    dataset = load(out, load_tokenizer(model), "demonstrations")
+    assert [example.prompt for example in dataset.examples] == [
+        load_tokenizer(model)(p)["input_ids"] for p in ("ab", "c")
+    ]
+
+
+def test_a_reader_sees_where_a_sample_was_cut() -> None:
+    row = {"prompt": "ab", "completion": " c", "tokens": 4, "finished": False}
+    assert cli.sample_text(row) == "> ab\n c  [cut at 4 tokens]"
+    turns = {"prompt": [{"role": "user", "content": "ab"}], "completion": [{"role": "assistant", "content": "c"}]}
+    assert cli.sample_text({**turns, "finished": True}) == "> user: ab\nc"
+
+
+def test_sampling_is_refused_in_one_message(capsys: Any, tmp_path: Path, model: Path) -> None:
+    here = ("sample", "--model", str(model))
+    assert "either --prompt or --data" in refused(capsys, *here)
+    assert "either --prompt or --data" in refused(capsys, *here, "--prompt", "a", "--data", "b")
+    assert "n and max_tokens must be at least 1" in refused(capsys, *here, "--prompt", "a", "--n", "0")
+    assert "invalid int value: 'x'" in refused(capsys, *here, "--prompt", "a", "--n", "x")
+    assert "adapter_config.json is missing" in refused(capsys, *here, "--prompt", "a", "--adapter", str(tmp_path))
+    assert "cannot write: " in refused(capsys, *here, "--prompt", "a", "--out", str(tmp_path), "--max-tokens", "1")
+    assert "did you mean dtype?" in refused(capsys, *here, "--prompt", "a", "dtyp=x")
 
 
 # ---------------------------------------------------------------- what it survives

@@ -20,7 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"records", "metrics"},  # standard library only
     {"batch", "ranks"},
-    {"optimizer"},
+    {"budget", "optimizer"},
     {"objectives", "data", "models", "loop"},
     {"evaluate", "preflight"},
     {"config"},
