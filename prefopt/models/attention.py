@@ -43,6 +43,7 @@ def tree_attention(
         raise RuntimeError(f"{type(module).__name__} does not pass the layout to its attention; use layout: padded")
     if dropout:
         raise RuntimeError("attention dropout is not supported: the policy must be the distribution that is scored")
+    prefopt_tree.visits.append(getattr(module, "layer_idx", 0) or 0)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if softcap is not None or s_aux is not None:
         return _plain(query, key, value, prefopt_tree, scale, sliding_window, softcap, s_aux), None

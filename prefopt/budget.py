@@ -1,0 +1,57 @@
+"""How many tokens go through one forward pass; halves itself when memory runs out."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from prefopt.records import InputError
+
+T = TypeVar("T")
+log = logging.getLogger("prefopt")
+
+
+class Budget:
+    """A token budget per forward pass. It bounds memory and never changes a result: losses are sums."""
+
+    def __init__(self, tokens: int) -> None:
+        if tokens < 1:
+            raise InputError(f"tokens_per_forward must be at least 1, got {tokens}")
+        self.tokens = tokens
+
+    def run(self, work: Callable[[int], T], smallest: int, undo: Callable[[], None] = lambda: None) -> T:
+        """`work(tokens)`, again with half the budget whenever memory runs out.
+
+        smallest: tokens of the largest single prompt with its completions; below it halving cannot help.
+        undo: takes back what the failed attempt left behind (gradients).
+        """
+        while True:
+            try:
+                return work(self.tokens)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                message = str(error).splitlines()[0] if str(error) else type(error).__name__
+            undo()  # outside the handler: the traceback holds the failed pass's tensors
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if self.tokens <= smallest:
+                advice = "gradient_checkpointing=true, a smaller max_length, lora_rank=16 or dtype=bfloat16"
+                raise InputError(
+                    f"out of memory with one prompt of {smallest} tokens per forward pass ({message}); try {advice}"
+                )
+            self.tokens = max(self.tokens // 2, 1)
+            log.warning("out of memory; tokens_per_forward halved to %d (the result does not change)", self.tokens)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is the CPU's or the GPU's way of saying so."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return "DefaultCPUAllocator: can't allocate memory" in text or "not enough memory: you tried" in text

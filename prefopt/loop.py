@@ -1,0 +1,222 @@
+"""The training loop: one for every objective and every source of batches."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from prefopt import ranks
+from prefopt.batch import Batch, parts
+from prefopt.budget import Budget
+from prefopt.optimizer import Updater
+from prefopt.records import InputError
+
+log = logging.getLogger("prefopt")
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How the weights are updated."""
+
+    # peak step size; None: the objective's default, ten times it with an adapter
+    learning_rate: float | None = None
+    # prompts per update, over all processes and forward passes
+    batch_size: int = 32
+    # passes over the training data
+    epochs: float = 1.0
+    # updates in all; None: as many as the epochs have
+    max_steps: int | None = None
+    # shape of the learning rate after warm-up
+    schedule: Literal["cosine", "linear", "constant", "inverse_sqrt"] = "cosine"
+    # share of the updates over which the learning rate rises from zero
+    warmup: float = 0.1
+    # gradient norm above which the gradient is scaled down; None: never
+    max_grad_norm: float | None = 1.0
+    # decoupled weight decay, on matrices
+    weight_decay: float = 0.0
+    # decay of AdamW's first moment
+    adam_beta1: float = 0.9
+    # decay of AdamW's second moment
+    adam_beta2: float = 0.999
+    # added to AdamW's denominator
+    adam_eps: float = 1e-8
+    # tokens in one forward pass: bounds memory, never changes the result, halves itself when memory runs out
+    tokens_per_forward: int = 4096
+    # evaluate on the held-out split every so many updates; None: at the start and the end
+    eval_every: int | None = None
+    # updates in a row with a gradient that is not finite before the run stops
+    max_bad_steps: int = 5
+
+
+class Listener(Protocol):
+    """Told of every update (metrics of the step) and every evaluation (metrics named eval/...)."""
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None: ...
+
+
+@dataclass
+class Models:
+    """What objectives see: `policy(batch) -> Outputs` and, where one is needed, `reference(batch) -> [K] nats`."""
+
+    policy: Callable[[Batch], Any]
+    reference: Callable[[Batch], Tensor] | None = None
+
+
+def rate(options: LoopOptions, peak: float, step: int, steps: int) -> float:
+    """The learning rate of update `step` (from 0) of `steps`: linear warm-up, then the schedule."""
+    warm = math.ceil(options.warmup * steps)
+    if step < warm:
+        return peak * (step + 1) / warm
+    if options.schedule == "constant":
+        return peak
+    if options.schedule == "inverse_sqrt":
+        return peak * math.sqrt(max(warm, 1) / (step + 1))
+    done = (step - warm) / max(steps - warm, 1)
+    return peak * (1 - done if options.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def update(
+    models: Models, objective: Any, batch: Batch, weight: float, updater: Updater, budget: Budget, settings: Step
+) -> dict[str, float] | None:
+    """One optimiser step on this process's share of a batch; metrics averaged over all of it, on all processes.
+
+    The loss of every forward pass is a sum and is divided by a total known beforehand, so neither the token budget nor
+    the number of processes changes the gradient. None, with nothing updated, when the gradient is not finite.
+    """
+    with torch.no_grad():
+        targets = objective.targets(batch, models)
+    total = ranks.all_sum(objective.count(batch).double() * weight)
+
+    def passes(tokens: int) -> Sums:
+        sums = Sums()
+        pieces = list(parts(batch, targets, tokens))
+        for number in range(ranks.all_max(len(pieces)) if settings.sharded else len(pieces)):
+            part, goal = pieces[min(number, len(pieces) - 1)]
+            share = weight if number < len(pieces) else 0.0  # sharded models gather in every pass: all run as many
+            loss, seen = objective.loss(part, models.policy(part), goal)
+            (loss * (share / total)).backward()
+            if share:
+                sums.add(loss, seen)
+        return sums
+
+    sums = budget.run(passes, smallest=max(batch.tokens_per_prompt()), undo=updater.zero)
+    updater.sum_over_processes()
+    norm = updater.step(settings.learning_rate, settings.max_grad_norm)
+    if norm is None:
+        return None
+    tokens = ranks.all_sum(torch.tensor(sum(batch.tokens_per_prompt()) * weight, dtype=torch.float64, device=total.device))
+    return {"loss": sums.mean_loss(total), **sums.means(), "grad_norm": norm, "tokens": float(tokens)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Settings of one update. sharded: the model gathers weights across processes inside each forward pass."""
+
+    learning_rate: float
+    max_grad_norm: float | None
+    sharded: bool = False
+
+
+class Sums:
+    """Sums and counts of the loss and of per-item metrics over forward passes, and then over processes."""
+
+    def __init__(self) -> None:
+        self.loss: Tensor | float = 0.0
+        self.totals: dict[str, tuple[Tensor, int]] = {}
+
+    def add(self, loss: Tensor, seen: dict[str, Tensor]) -> None:
+        self.loss = self.loss + loss.detach().double()
+        for name, x in seen.items():
+            total, count = self.totals.get(name, (torch.zeros((), dtype=torch.float64, device=x.device), 0))
+            self.totals[name] = (total + x.detach().double().sum(), count + x.numel())
+
+    def mean_loss(self, total: Tensor) -> float:
+        """The loss per item; `total` is already summed over processes."""
+        return float(ranks.all_sum(torch.as_tensor(self.loss, dtype=torch.float64, device=total.device)) / total)
+
+    def means(self) -> dict[str, float]:
+        """Each metric averaged over its items on all processes; a process that saw none adds nothing."""
+        names = sorted(set().union(*ranks.gather(list(self.totals))))
+        result = {}
+        for name in names:
+            total, count = self.totals.get(name, (torch.zeros((), dtype=torch.float64), 0))
+            both = ranks.all_sum(torch.tensor([float(total), float(count)], dtype=torch.float64, device=ranks.device()))
+            result[name] = float(both[0] / both[1])
+        return result
+
+
+def evaluate(models: Models, objective: Any, batches: Iterable[tuple[Batch, float]], budget: Budget) -> dict[str, float]:
+    """The objective's loss and metrics on held-out batches, without gradient, as eval/... on all processes."""
+    sums, count = Sums(), torch.zeros((), dtype=torch.float64)
+    with torch.no_grad():
+        for batch, weight in batches:
+            targets = objective.targets(batch, models)
+
+            def passes(tokens: int, batch: Batch = batch, targets: Any = targets, weight: float = weight) -> Sums:
+                part_sums = Sums()
+                for part, goal in parts(batch, targets, tokens):
+                    loss, seen = objective.loss(part, models.policy(part), goal)
+                    if weight:
+                        part_sums.add(loss, seen)
+                return part_sums
+
+            done = budget.run(passes, smallest=max(batch.tokens_per_prompt()))
+            sums.loss = sums.loss + done.loss
+            for name, (total, number) in done.totals.items():
+                before, items = sums.totals.get(name, (torch.zeros_like(total), 0))
+                sums.totals[name] = (before + total, items + number)
+            count += objective.count(batch).double().cpu() * weight
+    everything = ranks.all_sum(count.to(ranks.device()))
+    return {f"eval/{name}": value for name, value in {"loss": sums.mean_loss(everything), **sums.means()}.items()}
+
+
+def train(
+    models: Models,
+    objective: Any,
+    source: Any,
+    updater: Updater,
+    options: LoopOptions,
+    *,
+    peak: float,
+    steps: int,
+    budget: Budget,
+    held_out: Callable[[], Iterable[tuple[Batch, float]]] | None = None,
+    listeners: Sequence[Listener] = (),
+    sharded: bool = False,
+) -> None:
+    """Run `steps` updates. InputError after `max_bad_steps` gradients in a row that are not finite."""
+
+    def tell(step: int, metrics: dict[str, float]) -> None:
+        for listen in listeners:
+            listen(step, metrics)
+
+    def measure(step: int) -> None:
+        if held_out is not None:
+            tell(step, evaluate(models, objective, held_out(), budget))
+
+    measure(0)
+    bad = 0
+    for step, (batch, weight) in zip(range(steps), source.batches(models), strict=False):
+        began, now = time.perf_counter(), rate(options, peak, step, steps)
+        metrics = update(
+            models, objective, batch.to(ranks.device()), weight, updater, budget, Step(now, options.max_grad_norm, sharded)
+        )
+        bad = 0 if metrics is not None else bad + 1
+        if metrics is None:
+            log.warning("step %d: the gradient is not finite; the update was skipped", step + 1)
+            if bad >= options.max_bad_steps:
+                raise InputError(f"{bad} updates in a row had a gradient that is not finite; lower learning_rate (now {now:g})")
+            continue
+        speed = metrics["tokens"] / (time.perf_counter() - began)
+        epoch = (step + 1) / source.steps_per_epoch
+        tell(step + 1, {**metrics, "learning_rate": now, "tokens_per_second": speed, "epoch": epoch})
+        if options.eval_every and (step + 1) % options.eval_every == 0 and step + 1 < steps:
+            measure(step + 1)
+    measure(steps)

@@ -1,0 +1,151 @@
+"""From a directory or a hub name to a causal language model and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from prefopt.records import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the model is loaded and laid out."""
+
+    # weights: float32 (exact, the default on a CPU), bfloat16 (half the memory; the optimiser keeps float32 masters), auto (bfloat16 on a GPU)
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    # packed tree (a shared prompt computed once, no padding) or padded rectangle; auto asks a numeric probe
+    layout: Literal["auto", "tree", "padded"] = "auto"
+    # recompute activations in backward: less memory, about a third more time
+    gradient_checkpointing: bool = False
+    # load the base model in 4-bit NF4 (QLoRA; needs a GPU and the `gpu` extra, and lora_rank)
+    quantize: Literal["none", "nf4"] = "none"
+    # run model code that comes with the weights; only for sources you trust
+    trust_remote_code: bool = False
+    # branch, tag or commit of a hub model
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """model, its tokenizer, and where they came from. adapter: directory of the adapter the model continues, or None."""
+
+    model: Any
+    tokenizer: Any
+    source: str
+    adapter: Path | None = None
+
+
+def load(source: str | Path, options: ModelOptions = ModelOptions(), device: torch.device | str = "cpu") -> Loaded:
+    """A causal language model with dropout off, on `device`, with its tokenizer.
+
+    source: a Hugging Face model directory, an adapter directory (its base model is found through adapter_config.json), or
+    a hub name. InputError, with what to do, for a directory that is neither, a missing tokenizer, or options that cannot hold here.
+    """
+    from transformers import AutoModelForCausalLM
+
+    base, adapter = _resolve(source)
+    dtype = pick_dtype(options.dtype, torch.device(device))
+    extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
+    if options.revision is not None and not Path(base).exists():
+        extra["revision"] = options.revision
+    quantization = _quantization(options, torch.device(device))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, quantization_config=quantization, **extra)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{base}: cannot load a causal language model: {_first_line(error)}") from error
+    tokenizer = load_tokenizer(tokenizer_source(source), **extra)
+    turn_dropout_off(model)
+    if quantization is None:
+        model.to(device)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+        model.train()  # transformers recomputes only in training mode; dropout is off either way
+    return Loaded(model, tokenizer, str(source), adapter)
+
+
+def tokenizer_source(source: str | Path) -> str:
+    """Where the tokenizer of a model lies: an adapter's own directory if it has one, else its base model's."""
+    base, adapter = _resolve(source)
+    return str(adapter) if adapter and _has_tokenizer(adapter) else base
+
+
+def load_tokenizer(source: str | Path, **extra: Any) -> Any:
+    """The tokenizer of a model directory or hub name. InputError when there is none or it has no end-of-sequence token."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}: cannot load a tokenizer: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{source}: the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
+    return tokenizer
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[name]
+
+
+def turn_dropout_off(model: nn.Module) -> None:
+    """Set every dropout probability to zero: the policy that is scored must be the policy that is updated."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _resolve(source: str | Path) -> tuple[str, Path | None]:
+    """Base model and adapter directory (None for a full model)."""
+    path = Path(source)
+    if not path.exists():
+        if isinstance(source, Path) or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+            raise InputError(f"{source}: no such directory; give a model directory or a hub name like owner/name")
+        return str(source), None
+    if (path / "adapter_config.json").exists():
+        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if not base:
+            raise InputError(f"{path}/adapter_config.json: base_model_name_or_path is missing; add the base model's path")
+        return base, path
+    if not (path / "config.json").exists():
+        raise InputError(f"{path}: not a model directory, config.json is missing; give the directory save_pretrained wrote")
+    return str(path), None
+
+
+def _has_tokenizer(path: Path) -> bool:
+    return (path / "tokenizer_config.json").exists()
+
+
+def _quantization(options: ModelOptions, device: torch.device) -> Any:
+    if options.quantize == "none":
+        return None
+    if device.type != "cuda":
+        raise InputError("quantize: nf4 needs a GPU; here use dtype: bfloat16 with lora_rank instead")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise InputError("quantize: nf4 needs bitsandbytes; install prefopt[gpu]") from None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=pick_dtype(options.dtype, device),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,209 @@
+"""Reference log-probs from one of three places behind one call: a cache on disk, adapters switched off, a frozen copy.
+
+Letters: N completions, K completion tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from prefopt import ranks
+from prefopt.batch import Batch, parts
+from prefopt.budget import Budget
+from prefopt.models.adapters import START, at_start, is_adapted
+from prefopt.models.policy import Policy
+from prefopt.records import Example
+
+log = logging.getLogger("prefopt")
+Where = Literal["cache", "adapter", "copy"]
+
+
+@dataclass(frozen=True)
+class ReferenceOptions:
+    """Where the reference's log-probs come from."""
+
+    # cache: one pass before training, kept on disk; adapter: the model with its adapter off or at its start; copy: frozen weights in memory; auto: cache
+    reference: Literal["auto", "cache", "adapter", "copy"] = "auto"
+    # another model as the reference (directory or hub name); None: the model as it was before training
+    reference_model: str | None = None
+    # folder of the log-prob cache; None: PREFOPT_CACHE or ~/.cache/prefopt
+    cache_dir: str | None = None
+
+
+class Copied:
+    """A frozen copy of the policy, or another model: twice the weights in memory."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    @classmethod
+    def of(cls, policy: Policy) -> Copied:
+        """A deep copy of the policy as it is now."""
+        model = copy.deepcopy(policy.model).requires_grad_(False)
+        frozen = Policy(model, policy.layout)
+        frozen.plain_attention, frozen.fused_head = policy.plain_attention, policy.fused_head
+        return cls(frozen)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """[K] nats."""
+        with torch.no_grad():
+            return self.policy(batch).logp
+
+
+class AdapterOff:
+    """The policy's own base model, with the adapter switched off or at the state it started in."""
+
+    def __init__(self, policy: Policy) -> None:
+        if not is_adapted(policy.model):
+            raise ValueError("reference: adapter needs lora_rank or an adapter directory; use reference: cache")
+        self.policy = policy
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """[K] nats."""
+        with torch.no_grad(), at_start(self.policy.model):
+            return self.policy(batch).logp
+
+
+class Cached:
+    """Log-probs computed once and kept on disk, one file per pass, in a folder named after the weights.
+
+    An entry is found by its token ids, so a change of template, truncation or data is a miss, and a change of any weight,
+    of the precision or of the model's configuration is another folder. Corrupt files are skipped and computed again.
+    """
+
+    def __init__(self, policy: Policy, folder: Path) -> None:
+        self.policy, self.folder = policy, folder / weights_key(policy.model)
+        self.known: dict[bytes, np.ndarray] = {}
+        self.forwards = 0
+        for path in sorted(self.folder.glob("*.npz")):
+            self._read(path)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """[K] nats. KeyError for a row that `fill` has not seen."""
+        return torch.from_numpy(np.concatenate([self.known[key] for key in keys(batch)])).to(batch.trained.device)
+
+    def fill(self, examples: Sequence[Example], budget: Budget, progress: Callable[[int], None] = lambda n: None) -> int:
+        """Compute what is missing, with the policy as it is now, shared out over the processes; returns how many rows."""
+        missing = [e for e in examples if any(key not in self.known for key in keys(Batch.of([e])))]
+        missing.sort(key=lambda example: example.num_tokens)  # short with short: passes of equal size
+        share = missing[ranks.rank() :: ranks.world()]
+        found: dict[bytes, np.ndarray] = {}
+        while share:
+            size, total = 0, 0
+            while size < len(share) and (not size or total + share[size].num_tokens <= budget.tokens):
+                total, size = total + share[size].num_tokens, size + 1
+            part, share = share[:size], share[size:]
+            found |= self._compute(part, budget)
+            progress(len(part) * ranks.world())
+        everyone = ranks.gather(found)
+        for one in everyone:
+            self.known |= one
+        if missing and ranks.is_main():
+            self._write({key: value for one in everyone for key, value in one.items()})
+        return len(missing)
+
+    def _compute(self, examples: list[Example], budget: Budget) -> dict[bytes, np.ndarray]:
+        batch = Batch.of(examples)
+
+        def score(tokens: int) -> Tensor:
+            with torch.no_grad():
+                return torch.cat([self.policy(part).logp.cpu() for part, _ in parts(batch, (), tokens)])
+
+        logp = budget.run(score, smallest=max(batch.tokens_per_prompt()))
+        self.forwards += 1
+        rows = logp.split(batch.completions.lengths.tolist())
+        return {key: row.numpy() for key, row in zip(keys(batch), rows, strict=True)}
+
+    def _read(self, path: Path) -> None:
+        try:
+            with np.load(path) as file:
+                names, lengths, logp = file["keys"], file["lengths"], file["logp"]
+            if lengths.sum() != len(logp) or len(names) != len(lengths):
+                raise ValueError("sizes disagree")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            log.warning("%s: not a readable reference cache (%s); its rows are computed again", path, error)
+            return
+        rows = np.split(logp, np.cumsum(lengths)[:-1])
+        self.known |= {name.tobytes(): row for name, row in zip(names, rows, strict=True)}
+
+    def _write(self, found: dict[bytes, np.ndarray]) -> None:
+        names = b"".join(found)
+        path = self.folder / f"{xxhash.xxh3_128_hexdigest(names)}.npz"
+        temporary = path.with_suffix(f".tmp{os.getpid()}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                np.savez(
+                    file,
+                    keys=np.frombuffer(names, dtype=np.uint8).reshape(-1, 16),
+                    lengths=np.array([len(row) for row in found.values()], dtype=np.int64),
+                    logp=np.concatenate(list(found.values())),
+                )
+            os.replace(temporary, path)
+        except OSError as error:
+            log.warning("%s: the reference cache cannot be written (%s); training goes on without it", path, error)
+
+
+def keys(batch: Batch) -> list[bytes]:
+    """A 16-byte name for each completion, from the token ids of its prompt and its own, [N]."""
+    prompts = [row.cpu().numpy().tobytes() for row in batch.prompts.rows()]
+    names = []
+    for g, row in zip(batch.group.tolist(), batch.completions.rows(), strict=True):
+        digest = xxhash.xxh3_128(len(prompts[g]).to_bytes(8, "little"))
+        digest.update(prompts[g])
+        digest.update(row.cpu().numpy().tobytes())
+        names.append(digest.digest())
+    return names
+
+
+def weights_key(model: Any) -> str:
+    """Hash of everything that decides a log-prob besides the tokens: weights, their precision, configuration.
+
+    A new adapter starts as a no-op, so its weights are left out; a continued one counts.
+    """
+    digest = xxhash.xxh3_128()
+    for name, tensor in _reference_state(model):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    config = model.config.to_dict()
+    for unrelated in ("_name_or_path", "transformers_version", "use_cache", "_attn_implementation", "dtype"):
+        config.pop(unrelated, None)
+    digest.update(repr(sorted(config.items(), key=lambda item: item[0])).encode())
+    return str(digest.hexdigest())
+
+
+def _reference_state(model: Any) -> Iterator[tuple[str, Tensor]]:
+    continued = is_adapted(model) and START in model.peft_config
+    for name, tensor in model.state_dict().items():
+        if ("lora_" not in name or continued) and isinstance(tensor, Tensor):
+            yield name, tensor
+
+
+def cache_folder(options: ReferenceOptions) -> Path:
+    chosen = options.cache_dir or os.environ.get("PREFOPT_CACHE") or "~/.cache/prefopt"
+    return Path(chosen).expanduser() / "reference"
+
+
+def pick(options: ReferenceOptions, policy: Policy, other: Policy | None = None) -> tuple[Copied | AdapterOff | Cached, str]:
+    """The reference for a run on a fixed data set, and in words which and why. other: the policy of `reference_model`."""
+    if options.reference == "copy":
+        return (Copied(other) if other else Copied.of(policy)), "a frozen copy in memory"
+    if options.reference == "adapter":
+        if other is not None:
+            raise ValueError("reference: adapter contradicts reference_model; use reference: cache or copy")
+        return AdapterOff(policy), "this model with its adapter off or at its start"
+    cached = Cached(other or policy, cache_folder(options))
+    reason = "log-probs cached on disk: one pass in all, no second copy of the weights"
+    return cached, f"{reason} ({cached.folder})"

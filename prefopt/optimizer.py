@@ -1,0 +1,139 @@
+"""AdamW on float32 masters: what the model's weights are kept in does not change what the optimiser sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prefopt import ranks
+
+BUCKET = 64 * 2**20  # bytes of gradient sent at once
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A trainable parameter and the float32 copy the optimiser updates (the parameter itself if it is wide enough)."""
+
+    weight: nn.Parameter
+    master: nn.Parameter
+
+
+class Updater:
+    """Collects gradients, sums them over processes, clips, and takes AdamW steps.
+
+    Gradients of 16-bit weights are added up in float32 as they arrive, so many small forward passes lose nothing.
+    Decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101) on matrices only.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.pairs = [_pair(p) for p in parameters if p.requires_grad]
+        if not self.pairs:
+            raise ValueError("no parameter is trainable")
+        decayed = [pair.master for pair in self.pairs if pair.weight.ndim >= 2]
+        other = [pair.master for pair in self.pairs if pair.weight.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
+        self.adam = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, fused=_can_fuse(self.pairs)
+        )
+
+    def sum_over_processes(self) -> None:
+        """Add up the gradients of all processes; a parameter without one counts as zero. Sharded ones are summed already."""
+        if not ranks.active():
+            return
+        grads = [pair.master.grad for pair in self.pairs if not _is_sharded(pair.master)]
+        if any(g is None for g in grads):
+            for pair in self.pairs:
+                if pair.master.grad is None:
+                    pair.master.grad = torch.zeros_like(pair.master)
+            grads = [pair.master.grad for pair in self.pairs if not _is_sharded(pair.master)]
+        for bucket in _buckets([g for g in grads if g is not None]):
+            flat = ranks.all_sum(torch.cat([g.flatten() for g in bucket]))
+            for grad, total in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                grad.copy_(total.view_as(grad))
+
+    def norm(self) -> Tensor:
+        """Euclidean norm of the whole gradient, [] float32, the same on all processes."""
+        whole, sharded = torch.zeros((), device=self.pairs[0].weight.device), None
+        for pair in self.pairs:
+            if pair.master.grad is None:
+                continue
+            square = _local(pair.master.grad).float().square().sum()
+            if _is_sharded(pair.master):
+                sharded = square if sharded is None else sharded + square
+            else:
+                whole = whole + square
+        return (whole if sharded is None else whole + ranks.all_sum(sharded)).sqrt()
+
+    def step(self, learning_rate: float, max_norm: float | None) -> float | None:
+        """One update. Returns the gradient's norm before clipping; None, with nothing changed, if it is not finite."""
+        norm = self.norm()
+        if not torch.isfinite(norm):
+            self.zero()
+            return None
+        if max_norm is not None and norm > max_norm:
+            for pair in self.pairs:
+                if pair.master.grad is not None:
+                    pair.master.grad.mul_(max_norm / norm)
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate
+        self.adam.step()
+        self.zero()
+        with torch.no_grad():
+            for pair in self.pairs:
+                if pair.master is not pair.weight:
+                    pair.weight.copy_(pair.master)
+        return float(norm)
+
+    def zero(self) -> None:
+        for pair in self.pairs:
+            pair.weight.grad = pair.master.grad = None
+
+
+def _pair(weight: nn.Parameter) -> _Pair:
+    if weight.dtype not in (torch.float16, torch.bfloat16):
+        return _Pair(weight, weight)
+    master = nn.Parameter(weight.detach().float())
+
+    def collect(_: Tensor) -> None:
+        grad = weight.grad
+        weight.grad = None
+        if grad is not None:
+            master.grad = grad.float() if master.grad is None else master.grad.add_(grad)
+
+    weight.register_post_accumulate_grad_hook(collect)
+    return _Pair(weight, master)
+
+
+def _is_sharded(x: Tensor) -> bool:
+    return hasattr(x, "placements")
+
+
+def _local(x: Tensor) -> Tensor:
+    return x.to_local() if hasattr(x, "to_local") else x  # type: ignore[no-any-return, operator]
+
+
+def _can_fuse(pairs: list[_Pair]) -> bool:
+    return all(p.master.is_floating_point() and p.master.device.type in ("cpu", "cuda") for p in pairs)
+
+
+def _buckets(grads: list[Tensor]) -> Iterable[list[Tensor]]:
+    bucket: list[Tensor] = []
+    size = 0
+    for grad in grads:
+        bucket.append(grad)
+        size += grad.numel() * grad.element_size()
+        if size >= BUCKET:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket

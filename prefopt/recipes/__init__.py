@@ -1,0 +1,1 @@
+"""Whole jobs: from files and a model directory to a trained model and a run folder."""

@@ -1,0 +1,121 @@
+"""What a run writes and shows while it goes: config, metrics.jsonl, a progress bar, lines for the log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from prefopt import config, metrics, ranks
+from prefopt.records import append_json
+
+log = logging.getLogger("prefopt")
+QUIET_SECONDS = 10.0  # without a terminal, one line in so many seconds
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr where there is a terminal, else a line every ten seconds; yields advance(number)."""
+    if not ranks.is_main() or not total:
+        yield lambda number: None
+        return
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda number: bar.advance(task, number)
+        return
+    done, said = 0, time.monotonic()
+
+    def advance(number: int) -> None:
+        nonlocal done, said
+        done += number
+        if time.monotonic() - said > QUIET_SECONDS:
+            said = time.monotonic()
+            print(f"{title}: {min(done, total):,} of {total:,}", file=sys.stderr, flush=True)
+
+    yield advance
+
+
+class Journal:
+    """Keeps a run's record in its folder and shows its progress; on the first process only.
+
+    first, last: the metrics of the first and the latest update and evaluation, merged.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+        self.path, self.first, self.last = out / "metrics.jsonl", {}, {}
+        self.first: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self.steps, self.said = 0, 0.0
+        self.stack = contextlib.ExitStack()
+        self.bar: Any = None
+        if ranks.is_main():
+            (out / "config.yaml").write_text(config.to_yaml(settings), encoding="utf-8")
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stack.close()
+
+    def say(self, text: str) -> None:
+        """Lines for the reader of the log."""
+        if ranks.is_main():
+            for line in text.splitlines():
+                print(line, file=sys.stderr, flush=True)
+
+    def begin(self, steps: int) -> None:
+        """Show progress over so many updates from here on."""
+        self.steps = steps
+        if ranks.is_main() and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
+            self.bar = self.stack.enter_context(Progress(*columns, console=Console(stderr=True)))
+            self.task = self.bar.add_task("training", total=steps, text="")
+
+    def listen(self, step: int, values: dict[str, float]) -> None:
+        """Record the metrics of an update or an evaluation. KeyError for a name that is not registered."""
+        for name in values:
+            metrics.known(name)
+        self.first = {**values, **self.first}
+        self.last = {**self.last, **values}
+        if not ranks.is_main():
+            return
+        append_json(self.path, {"step": step, **values})
+        self._show(step, values)
+
+    def _show(self, step: int, values: dict[str, float]) -> None:
+        shown = ("loss", "rewards/margins", "rewards/accuracies", "grad_norm", "tokens_per_second")
+        evaluation = any(name.startswith("eval/") for name in values)
+        text = "  ".join(
+            f"{name} {value:.4g}"
+            for name, value in values.items()
+            if name in shown or (evaluation and name.startswith("eval/"))
+        )
+        if self.bar is not None:
+            if not evaluation:
+                self.bar.update(self.task, completed=step, text=text)
+            else:
+                self.bar.console.print(f"step {step}  {text}")
+        elif evaluation or step == self.steps or time.monotonic() - self.said > QUIET_SECONDS:
+            self.said = time.monotonic()
+            print(f"step {step}/{self.steps}  {text}", file=sys.stderr, flush=True)

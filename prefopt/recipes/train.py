@@ -1,0 +1,343 @@
+"""From a model and a data file to an aligned model: what `prefopt train` and `prefopt.train` do."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from prefopt import config, preflight, ranks
+from prefopt.budget import Budget
+from prefopt.data import DataOptions, Dataset, load, split
+from prefopt.data.source import Offline
+from prefopt.loop import LoopOptions, Models, train as run_loop
+from prefopt.models.adapters import LoraOptions, adapt, is_adapted
+from prefopt.models.load import Loaded, ModelOptions, load as load_model, load_tokenizer, tokenizer_source
+from prefopt.models.policy import Policy, choose
+from prefopt.models.reference import Cached, ReferenceOptions, pick
+from prefopt.optimizer import Updater
+from prefopt.recipes.card import write_card
+from prefopt.recipes.journal import Journal, progress
+from prefopt.records import InputError, write_json
+
+log = logging.getLogger("prefopt")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What goes in and where the results go."""
+
+    # model directory, adapter directory, or hub name
+    model: str
+    # file, folder or hub name of the training rows
+    data: str
+    # folder of this run: config, metrics, summary, and the model in OUT/model
+    out: str
+    # rows to evaluate on; None: hold out eval_fraction of the data
+    eval_data: str | None = None
+    # share of the data held out when there is no eval_data; rows with one prompt stay together; 0 for none
+    eval_fraction: float = 0.05
+    # decides the order of the data and every random number
+    seed: int = 0
+    # check the step-0 identities before the first update, and stop a broken run
+    preflight: Literal["on", "off"] = "on"
+    # weights to write out: those of the last update, or of the evaluation with the best eval_metric
+    keep: Literal["last", "best"] = "last"
+    # metric that decides keep: best; lower is better for eval/loss, higher for the others
+    eval_metric: str = "eval/loss"
+    # write into a folder that already holds a run
+    overwrite: bool = False
+    # hub name to upload the result to, once it is saved
+    push_to_hub: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eval_fraction < 1:
+            raise ValueError(f"eval_fraction must be at least 0 and below 1, got {self.eval_fraction}")
+        if self.keep == "best" and self.eval_data is None and not self.eval_fraction:
+            raise ValueError("keep: best needs held-out rows; give eval_data or an eval_fraction above 0")
+
+
+class Result(NamedTuple):
+    """model_dir: a directory that plain transformers (or peft, for adapters) loads. summary: what summary.json holds."""
+
+    model_dir: Path
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do: its data, as the model sees it, and the number of updates."""
+
+    data: Dataset
+    held_out: Dataset | None
+    tokenizer: Any
+    steps: int
+
+
+def plan(*, objective: Any, **options: Any) -> Plan:
+    """Read and tokenise the data without loading weights. InputError as for `train`."""
+    settings = _settings(objective, options)
+    tokenizer = load_tokenizer(tokenizer_source(settings["run"].model))
+    data, held_out = _read(objective, settings, tokenizer)
+    steps = _steps(settings["loop"], len(data.examples))
+    return Plan(data, held_out, tokenizer, steps)
+
+
+def train(*, objective: Any, **options: Any) -> Result:
+    """Train `model` on `data` with `objective` and write the result to `out`.
+
+    options: any field of DataOptions, ModelOptions, LoraOptions, ReferenceOptions, LoopOptions and RunOptions by name
+    (`prefopt train dpo --help` lists them). InputError, before anything is loaded where possible, for what cannot work;
+    PreflightError when a step-0 identity fails.
+    """
+    settings = _settings(objective, options)
+    ranks.start()
+    run: RunOptions = settings["run"]
+    out = _prepare(run)
+    torch.manual_seed(run.seed)
+    journal = Journal(out, settings)
+    with journal:
+        return _train(objective, settings, journal, out)
+
+
+def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path) -> Result:
+    run, loop = settings["run"], settings["loop"]
+    began = time.perf_counter()
+    _refuse_later_errors(settings)
+    tokenizer = load_tokenizer(tokenizer_source(run.model))  # data errors must not wait for the weights
+    data, held_out = _read(objective, settings, tokenizer)
+    journal.say(data.describe())
+    loaded = load_model(run.model, settings["model"], ranks.device())
+    policy = _policy(loaded, settings, objective, journal)
+    budget = Budget(loop.tokens_per_forward)
+    reference, how = _reference(objective, settings, policy, [data, held_out], budget, journal)
+    models = Models(policy, reference)
+    source = _source(data, loop, run.seed)
+    if run.preflight == "on":
+        _preflight(objective, policy, reference, source, settings, journal)
+    updater = Updater(
+        policy.model.parameters(),
+        betas=(loop.adam_beta1, loop.adam_beta2),
+        eps=loop.adam_eps,
+        weight_decay=loop.weight_decay,
+    )
+    steps, peak = _steps(loop, len(data.examples)), _peak(objective, loop, policy.model)
+    best = Best(run, out, policy, loaded.tokenizer) if run.keep == "best" else None
+    journal.begin(steps)
+    run_loop(
+        models,
+        objective,
+        source,
+        updater,
+        loop,
+        peak=peak,
+        steps=steps,
+        budget=budget,
+        held_out=None if held_out is None else lambda: _held_out(held_out, loop.batch_size),
+        listeners=[journal.listen] + ([best.listen] if best else []),
+    )
+    model_dir = best.finish() if best else save(policy, loaded.tokenizer, out / "model")
+    summary = {
+        "objective": objective.facts.name,
+        "model": str(model_dir),
+        "start": journal.first,
+        "end": journal.last,
+        "best_step": best.step if best else None,
+        "steps": steps,
+        "learning_rate": peak,
+        "data": {"rows": len(data.examples), "shape": data.shape, "dropped": data.dropped, "source": data.source},
+        "held_out_rows": 0 if held_out is None else len(held_out.examples),
+        "reference": how,
+        "layout": policy.layout,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    if ranks.is_main():
+        write_json(out / "summary.json", summary)
+        write_card(model_dir, objective, settings, summary)
+        if run.push_to_hub:
+            _push(model_dir, run.push_to_hub)
+    ranks.barrier()
+    return Result(model_dir, summary)
+
+
+def save(policy: Policy, tokenizer: Any, folder: Path) -> Path:
+    """Write the model (or adapter) and tokenizer as a Hugging Face directory, from one process."""
+    if ranks.is_main():
+        with policy.ordinary() as model:
+            model.save_pretrained(folder, **({"selected_adapters": ["default"]} if is_adapted(model) else {}))
+        tokenizer.save_pretrained(folder)
+    ranks.barrier()
+    return folder
+
+
+class Best:
+    """Saves the weights whenever an evaluation beats every earlier one."""
+
+    def __init__(self, run: RunOptions, out: Path, policy: Policy, tokenizer: Any) -> None:
+        self.metric, self.folder, self.policy, self.tokenizer = run.eval_metric, out / "model", policy, tokenizer
+        self.sign = 1.0 if self.metric == "eval/loss" else -1.0
+        self.value, self.step = math.inf, 0
+
+    def listen(self, step: int, metrics: dict[str, float]) -> None:
+        if not any(name.startswith("eval/") for name in metrics):
+            return
+        if self.metric not in metrics:
+            raise InputError(f"eval_metric: {self.metric} is not measured; choose one of {', '.join(sorted(metrics))}")
+        if self.sign * metrics[self.metric] < self.value:
+            self.value, self.step = self.sign * metrics[self.metric], step
+            save(self.policy, self.tokenizer, self.folder)
+
+    def finish(self) -> Path:
+        return self.folder
+
+
+def _settings(objective: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Every section's dataclass from flat options."""
+    sections = {name: section for name, section in config.SECTIONS.items()}
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+    return {"objective": objective, **config.resolve(sections, given)}
+
+
+def _prepare(run: RunOptions) -> Path:
+    """The run folder, checked to be writable and free, before any slow work."""
+    out = Path(run.out)
+    problem = None
+    if ranks.is_main():
+        if (out / "summary.json").exists() and not run.overwrite:
+            problem = f"{out}: already holds a run; choose another out, or overwrite=true"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / ".writable").touch()
+            (out / ".writable").unlink()
+        except OSError as error:
+            problem = f"{out}: cannot write there ({error.strerror}); choose another out"
+        if problem is None and run.overwrite:
+            shutil.rmtree(out / "model", ignore_errors=True)
+            (out / "metrics.jsonl").unlink(missing_ok=True)
+    problem = ranks.from_main(problem)
+    if problem:
+        raise InputError(problem)
+    return out
+
+
+def _refuse_later_errors(settings: dict[str, Any]) -> None:
+    """Contradictions between options, before anything is loaded."""
+    run: RunOptions = settings["run"]
+    reference: ReferenceOptions = settings["reference"]
+    adapted = settings["lora"].lora_rank or (Path(run.model) / "adapter_config.json").exists()
+    if reference.reference == "adapter" and not adapted:
+        raise InputError("reference: adapter needs lora_rank or an adapter directory as model; use reference: cache")
+    if reference.reference == "adapter" and reference.reference_model:
+        raise InputError("reference: adapter contradicts reference_model; use reference: cache or copy")
+
+
+def _read(objective: Any, settings: dict[str, Any], tokenizer: Any) -> tuple[Dataset, Dataset | None]:
+    """Training rows and held-out rows (None if there are none)."""
+    run: RunOptions = settings["run"]
+    options: DataOptions = settings["data"]
+    data = load(run.data, tokenizer, objective.facts.data, options)
+    if run.eval_data is not None:
+        return data, load(run.eval_data, tokenizer, objective.facts.data, options)
+    if not run.eval_fraction or len(data.examples) < 2:
+        return data, None
+    kept, held_out = split(data, run.eval_fraction, run.seed)
+    return (kept, held_out) if len(held_out.examples) and len(kept.examples) else (data, None)
+
+
+def _policy(loaded: Loaded, settings: dict[str, Any], objective: Any, journal: Journal) -> Policy:
+    model = adapt(loaded.model, settings["lora"], loaded.adapter)
+    policy = Policy(model, entropy=objective.facts.entropy)
+    choice = choose(policy, settings["model"].layout)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    journal.say(f"model: {total:,} parameters, {trained:,} trained, {dtype} on {policy.device}")
+    journal.say(f"layout: {choice.reason}")
+    return policy
+
+
+def _reference(
+    objective: Any,
+    settings: dict[str, Any],
+    policy: Policy,
+    datasets: list[Dataset | None],
+    budget: Budget,
+    journal: Journal,
+) -> tuple[Any, str | None]:
+    """The reference and where it comes from, in words; (None, None) for objectives without one."""
+    if not objective.facts.reference:
+        return None, None
+    options: ReferenceOptions = settings["reference"]
+    other = None
+    if options.reference_model is not None:
+        loaded = load_model(options.reference_model, settings["model"], ranks.device())
+        other = Policy(adapt(loaded.model, LoraOptions(), loaded.adapter).requires_grad_(False))
+        choose(other, settings["model"].layout)
+    reference, how = pick(options, policy, other)
+    journal.say(f"reference: {how}")
+    if isinstance(reference, Cached):
+        examples = [example for data in datasets if data is not None for example in data.examples]
+        with progress("reference log-probs", len(examples)) as advance:
+            computed = reference.fill(examples, budget, advance)
+        journal.say(f"reference: {len(examples) - computed:,} rows from the cache, {computed:,} computed")
+        reference.policy = None  # frees another model's weights; from here on the cache answers
+    return reference, how
+
+
+def _preflight(
+    objective: Any, policy: Policy, reference: Any, source: Offline, settings: dict[str, Any], journal: Journal
+) -> None:
+    batch = preflight.sample(next(iter(_fresh(source).batches()))[0]).to(ranks.device())
+    same = settings["reference"].reference_model is None
+    for line in preflight.check(objective, policy, reference, batch, same_model=same):
+        journal.say(f"preflight: {line}")
+
+
+def _source(data: Dataset, loop: LoopOptions, seed: int) -> Offline:
+    epochs = loop.epochs
+    if loop.max_steps is not None:
+        epochs = max(epochs, math.ceil(loop.max_steps * loop.batch_size / len(data.examples)) + 1)
+    return Offline(
+        data.examples, loop.batch_size, epochs=epochs, seed=seed, rank=ranks.rank(), world=ranks.world()
+    )
+
+
+def _fresh(source: Offline) -> Offline:
+    return Offline(source.examples, source.batch_size, seed=source.seed, rank=source.rank, world=source.world)
+
+
+def _held_out(data: Dataset, batch_size: int) -> Any:
+    source = Offline(data.examples, batch_size, shuffle=False, rank=ranks.rank(), world=ranks.world())
+    return ((batch.to(ranks.device()), weight) for batch, weight in source.batches())
+
+
+def _steps(loop: LoopOptions, rows: int) -> int:
+    if loop.max_steps is not None:
+        return loop.max_steps
+    return math.ceil(loop.epochs * math.ceil(rows / loop.batch_size))
+
+
+def _peak(objective: Any, loop: LoopOptions, model: Any) -> float:
+    if loop.learning_rate is not None:
+        return loop.learning_rate
+    default: float = objective.facts.learning_rate
+    return default * 10 if is_adapted(model) else default
+
+
+def _push(folder: Path, name: str) -> None:
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(name, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder)
+    except Exception as error:  # whatever the network or the hub does, the files stay and the command to retry is said
+        raise InputError(
+            f"{name}: the upload failed ({error}); the model is safe in {folder}; retry with `hf upload {name} {folder}`"
+        ) from error
