@@ -1,20 +1,21 @@
 """The one tensor type every objective sees: flat, ragged, no padding and no mask.
 
-Letters used in shapes, here and everywhere: G prompts, N completions, K completion tokens laid end to end, V vocabulary.
+Letters used in shapes, here and everywhere: G prompts, N completions, K completion tokens laid end to end, V
+vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from prefopt.records import Example
 
-Targets = TypeVar("Targets", bound=tuple)
+Targets = TypeVar("Targets", bound=tuple[Any, ...])
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class Ragged:
 class Batch:
     """Prompts that own scored completions.
 
-    prompts [G sequences], completions [N sequences], group [N] int64 non-decreasing: the prompt each completion answers;
-    trained [K] bool, False on tokens the policy did not write; score [N] float32, label or reward, NaN = not scored;
-    rollout_logp [K] log-prob under the sampler in nats, None offline.
+    prompts [G sequences], completions [N sequences], group [N] int64 non-decreasing: the prompt each completion
+    answers; trained [K] bool, False on tokens the policy did not write; score [N] float32, label or reward, NaN =
+    not scored; rollout_logp [K] log-prob under the sampler in nats, None offline.
     Every prompt has at least one token and one completion; every completion has at least one token.
     """
 
@@ -140,13 +141,17 @@ class Batch:
         return cost.index_add(0, self.group, self.completions.lengths).tolist()
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Ragged):
-                value = Ragged(value.values.to(device), value.lengths.to(device))
-            moved[field.name] = value if value is None or isinstance(value, Ragged) else value.to(device)
-        return replace(self, **moved)
+        def there(x: Ragged) -> Ragged:
+            return Ragged(x.values.to(device), x.lengths.to(device))
+
+        return Batch(
+            there(self.prompts),
+            there(self.completions),
+            self.group.to(device),
+            self.trained.to(device),
+            self.score.to(device),
+            None if self.rollout_logp is None else self.rollout_logp.to(device),
+        )
 
 
 class Outputs(NamedTuple):
@@ -170,9 +175,11 @@ def check(x: Tensor, size: int, where: str) -> Tensor:
 
 
 def parts(batch: Batch, targets: Targets, max_tokens: int) -> Iterator[tuple[Batch, Targets]]:
-    """Cut a batch and its targets into forward passes of at most `max_tokens` tokens, a prompt never apart from its completions.
+    """Cut a batch and its targets into forward passes of at most `max_tokens` tokens, a prompt never apart from its
+    completions.
 
-    A prompt that alone exceeds the budget is a pass of its own. Each tensor of `targets` is [G], [N], [K] or [] (kept whole).
+    A prompt that alone exceeds the budget is a pass of its own. Each tensor of `targets` is [G], [N], [K] or []
+    (kept whole).
     """
     costs, start = batch.tokens_per_prompt(), 0
     while start < len(costs):
@@ -197,4 +204,4 @@ def cut_targets(batch: Batch, targets: Targets, start: int, stop: int) -> Target
         first, last = spans[len(x)]
         return x[first:last]
 
-    return type(targets)(*(cut(x) for x in targets))
+    return type(targets)(*map(cut, targets))

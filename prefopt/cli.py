@@ -211,6 +211,8 @@ def train(words: list[str]) -> None:
     if given.help:
         return say(train_help(given.words[0]) if given.words else train_overview())
     objective, layers = train_layers(given)
+    if given.dry_run:
+        layers.insert(0, config.Layer({"out": ""}))  # nothing is written, so none need be named
     resolved = config.resolve(config.sections(objective), *layers)
     if given.print_config:
         return say(config.to_yaml(resolved).rstrip())
@@ -243,15 +245,20 @@ def known() -> str:
 
 def run(resolved: dict[str, Any], dry: bool, machine: bool) -> None:
     """Train and show the summary; or, dry, show what would happen."""
+    objective = resolved["objective"]
+    options = config.flat({name: section for name, section in resolved.items() if name != "objective"})
     with libraries(machine):
-        from prefopt.recipes import train as recipe
+        from prefopt import ranks
+        from prefopt.recipes.train import plan, train
 
-        options = {key: value for key, value in resolved.items() if key != "objective"}
-        call = recipe.plan if dry else recipe.train
-        outcome = call(objective=resolved["objective"], **config.flat(options))
+        if dry:
+            planned = plan(objective=objective, **options)
+        else:
+            summary = train(objective=objective, **options).summary
     if dry:
-        return show_plan(outcome, machine)
-    say(as_json(outcome) if machine else "\n".join(summary_lines(outcome)))
+        show_plan(planned, machine)
+    elif ranks.is_main():
+        say(as_json(summary) if machine else "\n".join(summary_lines(summary)))
 
 
 def summary_lines(summary: Mapping[str, Any], indent: str = "") -> list[str]:
@@ -300,8 +307,9 @@ def option_lines(option: config.Option) -> list[str]:
     """`key=default   type` and the comment below, wrapped to the terminal."""
     width = min(shutil.get_terminal_size().columns, 110)
     head = f"  {option.key}={written(option.default)}"
-    lines = [f"{head:<40}  {kind_in_words(option.type)}"]
-    return lines + textwrap.wrap(option.comment, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    lines = [f"{head:<40}  {kind_in_words(option.type)}" + ("" if option.default else ", required")]
+    comment = re.sub(r"\bNone\b", "null", option.comment)
+    return lines + textwrap.wrap(comment, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 
 def written(default: str) -> str:

@@ -31,12 +31,12 @@ PACKAGE = Path(__file__).parent
 
 # Names, not imports: most of these modules import torch. The objective's own section comes first, see `sections`.
 SECTIONS: dict[str, str] = {
+    "run": "prefopt.recipes.train:RunOptions",
+    "loop": "prefopt.loop:LoopOptions",
     "data": "prefopt.data:DataOptions",
     "model": "prefopt.models.load:ModelOptions",
     "lora": "prefopt.models.adapters:LoraOptions",
     "reference": "prefopt.models.reference:ReferenceOptions",
-    "loop": "prefopt.loop:LoopOptions",
-    "run": "prefopt.recipes.train:RunOptions",
 }
 
 Section = type | str  # a dataclass, or "module:Class"
@@ -232,7 +232,9 @@ def _build(cls: type, merged: dict[str, Any], where: dict[str, str]) -> Any:
         no_default = option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING
         if no_default and option.name not in merged:
             comment = next(row.comment for row in describe({"": cls}) if row.key == option.name)
-            raise InputError(f"{option.name}: missing, and it has no default" + (f": {comment}" if comment else ""))
+            raise InputError(
+                f"{option.name}: missing; set it with {option.name}=VALUE" + f" ({comment})" * bool(comment)
+            )
     given = {option.name: merged[option.name] for option in dataclasses.fields(cls) if option.name in merged}
     try:
         return cls(**given)

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -55,10 +55,8 @@ class LoopOptions:
     max_bad_steps: int = 5
 
 
-class Listener(Protocol):
-    """Told of every update (metrics of the step) and every evaluation (metrics named eval/...)."""
-
-    def __call__(self, step: int, metrics: dict[str, float]) -> None: ...
+# told of every update (step, metrics) and every evaluation (metrics named eval/...)
+Listener = Callable[[int, dict[str, float]], None]
 
 
 @dataclass
@@ -111,7 +109,9 @@ def update(
     norm = updater.step(settings.learning_rate, settings.max_grad_norm)
     if norm is None:
         return None
-    tokens = ranks.all_sum(torch.tensor(sum(batch.tokens_per_prompt()) * weight, dtype=torch.float64, device=total.device))
+    tokens = ranks.all_sum(
+        torch.tensor(sum(batch.tokens_per_prompt()) * weight, dtype=torch.float64, device=total.device)
+    )
     return {"loss": sums.mean_loss(total), **sums.means(), "grad_norm": norm, "tokens": float(tokens)}
 
 
@@ -152,7 +152,9 @@ class Sums:
         return result
 
 
-def evaluate(models: Models, objective: Any, batches: Iterable[tuple[Batch, float]], budget: Budget) -> dict[str, float]:
+def evaluate(
+    models: Models, objective: Any, batches: Iterable[tuple[Batch, float]], budget: Budget
+) -> dict[str, float]:
     """The objective's loss and metrics on held-out batches, without gradient, as eval/... on all processes."""
     sums, count = Sums(), torch.zeros((), dtype=torch.float64)
     with torch.no_grad():
@@ -206,13 +208,19 @@ def train(
     for step, (batch, weight) in zip(range(steps), source.batches(models), strict=False):
         began, now = time.perf_counter(), rate(options, peak, step, steps)
         metrics = update(
-            models, objective, batch.to(ranks.device()), weight, updater, budget, Step(now, options.max_grad_norm, sharded)
+            models,
+            objective,
+            batch.to(ranks.device()),
+            weight,
+            updater,
+            budget,
+            Step(now, options.max_grad_norm, sharded),
         )
         bad = 0 if metrics is not None else bad + 1
         if metrics is None:
             log.warning("step %d: the gradient is not finite; the update was skipped", step + 1)
             if bad >= options.max_bad_steps:
-                raise InputError(f"{bad} updates in a row had a gradient that is not finite; lower learning_rate (now {now:g})")
+                raise InputError(f"{bad} gradients in a row were not finite; lower learning_rate (now {now:g})")
             continue
         speed = metrics["tokens"] / (time.perf_counter() - began)
         epoch = (step + 1) / source.steps_per_epoch

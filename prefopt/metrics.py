@@ -1,4 +1,6 @@
-"""Every number prefopt logs: what it is, its unit, and what healthy looks like. A name that is not here cannot be logged."""
+"""Every number prefopt logs: what it is, its unit, and what healthy looks like. A name that is not here cannot be
+logged.
+"""
 
 from __future__ import annotations
 

@@ -47,7 +47,9 @@ class Updater:
         )
 
     def sum_over_processes(self) -> None:
-        """Add up the gradients of all processes; a parameter without one counts as zero. Sharded ones are summed already."""
+        """Add up the gradients of all processes; a parameter without one counts as zero. Sharded ones are summed
+        already.
+        """
         if not ranks.active():
             return
         grads = [pair.master.grad for pair in self.pairs if not _is_sharded(pair.master)]
@@ -119,7 +121,7 @@ def _is_sharded(x: Tensor) -> bool:
 
 
 def _local(x: Tensor) -> Tensor:
-    return x.to_local() if hasattr(x, "to_local") else x  # type: ignore[no-any-return, operator]
+    return x.to_local() if hasattr(x, "to_local") else x
 
 
 def _can_fuse(pairs: list[_Pair]) -> bool:

@@ -1,7 +1,8 @@
 """Step-0 identities: facts that hold exactly before the first update, and break when a run is set up wrongly.
 
-Before training the policy is the reference. So a DPO loss is ln 2 and its margins are 0, two passes agree, the packed tree
-gives the padded layout's log-probs, and the cached reference is the live model. A few forward passes on a few rows check it.
+Before training the policy is the reference. So a DPO loss is ln 2 and its margins are 0, two passes agree, the
+packed tree gives the padded layout's log-probs, and the cached reference is the live model. A few forward passes on
+a few rows check it.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def check(
             gap = (policy.score(batch, "padded").logp - first.logp).abs().max().item()
             if not gap <= slack:
                 raise PreflightError(
-                    f"the packed layout differs from the padded one by {gap:.1e} nats on this data; use layout: padded and report the model"
+                    f"the packed layout differs from the padded one by {gap:.1e} nats on this data; "
+                    "use layout: padded, and report the model"
                 )
             passed.append(f"packed equals padded to {gap:.0e} nats")
         if reference is not None and same_model:
@@ -81,8 +83,8 @@ def _against_reference(
     gap = (reference(batch).to(out.logp.device) - out.logp).abs().max().item()
     if not gap <= slack:
         raise PreflightError(
-            f"reference and policy differ by {gap:.1e} nats before any training: the reference is not the model this run "
-            "starts from (another adapter, stale cache, or other weights); set reference_model if that is meant, "
+            f"reference and policy differ by {gap:.1e} nats before any training: the reference is not the model this "
+            "run starts from (another adapter, stale cache, or other weights); set reference_model if that is meant, "
             "or delete the cache folder named in the log"
         )
     loss, seen = objective.loss(batch, out, objective.targets(batch, _Frozen(reference)))
@@ -107,7 +109,9 @@ class _Frozen:
 
 
 def rounding(logp: Tensor, policy: Any) -> float:
-    """Nats by which two correct computations of a log-prob may differ, from the weights' precision and the values' size."""
+    """Nats by which two correct computations of a log-prob may differ, from the weights' precision and the values'
+    size.
+    """
     eps = torch.finfo(next(policy.model.parameters()).dtype).eps
     largest = max(logp.abs().max().item(), 1.0)
     return (64 if eps < 1e-4 else 8) * eps * largest

@@ -177,7 +177,7 @@ def test_later_layers_win_and_mappings_are_merged_entry_by_entry() -> None:
 
 
 def test_a_required_option_left_out_is_named_with_what_it_is() -> None:
-    assert refusal(sections={"needed": Needed}) == "model: missing, and it has no default: The model's directory."
+    assert refusal(sections={"needed": Needed}) == "model: missing; set it with model=VALUE (The model's directory.)"
 
 
 def test_one_name_in_two_sections_is_a_programming_error() -> None:

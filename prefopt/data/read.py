@@ -92,13 +92,11 @@ def _file(path: Path) -> Iterator[Row | RowError]:
 
 def _json(path: Path) -> Iterator[Row | RowError]:
     """A JSON array or JSON lines: told apart by the first character, since `.json` is used for both."""
-    with _bytes(path) as file:
-        head = file.read(4096)
+    starts = (line.removeprefix(BOM).lstrip() for _, line in _numbered(path))
+    head = next((start for start in starts if start), b"")
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{path}:1: the file is UTF-16; save it as UTF-8")
-    if head.removeprefix(BOM).lstrip().startswith(b"["):
-        return _array(path)
-    return _lines(path)
+    return _array(path) if head.startswith(b"[") else _lines(path)
 
 
 def _bytes(path: Path) -> IO[bytes]:

@@ -505,7 +505,7 @@ class Reader:
         missing = [need for need in self.shape.needs if not has(row.values, need)]
         if missing:
             name = missing[0].split("|")[0]
-            todo = f"the first row ({self.first}) is {self.shape.name}; complete the row, or keep shapes in files of their own"
+            todo = f"the first row ({self.first}) is {self.shape.name}; complete the row, or split the file"
             raise RowError(row.where, f"{name!r} is missing", todo)
         for name, found in forms.items():
             usual = self.forms.get(name, found)

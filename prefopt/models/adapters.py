@@ -15,12 +15,14 @@ START = "prefopt_start"  # name of the frozen copy of the adapter a run continue
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """A low-rank adapter in place of full training (Hu et al. 2021, arXiv:2106.09685). lora_rank 0 trains all weights."""
+    """A low-rank adapter in place of full training (Hu et al. 2021, arXiv:2106.09685). lora_rank 0 trains all
+    weights.
+    """
 
     # rank of the update matrices; 0 trains the whole model, 8 to 64 is usual
     lora_rank: int = 0
     # the update is scaled by lora_alpha / lora_rank; None means twice the rank
-    lora_alpha: float | None = None
+    lora_alpha: int | None = None
     # names of the layers to adapt, or "all-linear"
     lora_targets: str | list[str] = "all-linear"
 
@@ -35,7 +37,7 @@ def adapt(model: Any, options: LoraOptions, adapter: Path | None = None) -> Any:
 
     if adapter is None and not options.lora_rank:
         if getattr(model, "is_quantized", False):
-            raise InputError("quantize: nf4 weights cannot be trained themselves; add lora_rank, for example lora_rank=16")
+            raise InputError("quantize: nf4 weights cannot be trained themselves; add lora_rank=16")
         return model
     if getattr(model, "is_quantized", False):
         checkpointing = getattr(model, "is_gradient_checkpointing", False)
@@ -61,7 +63,9 @@ def is_adapted(model: Any) -> bool:
 
 @contextmanager
 def at_start(model: Any) -> Iterator[None]:
-    """The model as it was before training: on the adapter's frozen start where one is continued, else without adapter."""
+    """The model as it was before training: on the adapter's frozen start where one is continued, else without
+    adapter.
+    """
     if START in model.peft_config:
         model.set_adapter(START)
         try:

@@ -1,8 +1,9 @@
 """Attention over a packed tree, plugged into transformers' attention interface under the name `prefopt_tree`.
 
-Every completion attends to its prompt and to itself. Three ways with one answer: `blocks` (any device, its own backward,
-memory linear in length), `plain` (soft-capped scores and attention sinks, through autograd), `flex` (FlexAttention, GPU).
-Letters: H query heads, J key heads, R = H / J, T row length, D head width, B query rows in a block, S keys seen.
+Every completion attends to its prompt and to itself. Three ways with one answer: `blocks` (any device, its own
+backward, memory linear in length), `plain` (soft-capped scores and attention sinks, through autograd), `flex`
+(FlexAttention, GPU). Letters: H query heads, J key heads, R = H / J, T row length, D head width, B query rows in a
+block, S keys seen.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class _Blocks(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         wide = torch.promote_types(q.dtype, torch.float32)  # a prompt's keys collect from every completion
         dq = torch.empty_like(q, memory_format=torch.contiguous_format)

@@ -18,7 +18,8 @@ CHUNK_BYTES = 256 * 2**20  # logits held at once; larger chunks make better matr
 class Head:
     """A language-model head: logits = softcap(scale * (hidden @ weight.T + bias)).
 
-    weight [V, D], bias [V] or None, scale a number (Cohere multiplies, Granite divides), softcap nats or None (Gemma 2).
+    weight [V, D], bias [V] or None, scale a number (Cohere multiplies, Granite divides), softcap nats or None (Gemma
+    2).
     """
 
     weight: Tensor
@@ -48,31 +49,37 @@ class Head:
 
 
 class _ChunkedLogp(torch.autograd.Function):
-    """The head and the log-softmax as one function: a chunk's probabilities are kept if there is one chunk, else recomputed.
+    """The head and the log-softmax as one function: a chunk's probabilities are kept if there is one chunk, else
+    recomputed.
 
-    d logp_k / d logit_kv = 1[v = token_k] - p_kv; the incoming gradient is a number per row, so it multiplies the [C, D]
-    side of the two products and no element-wise pass over the vocabulary is left but the softmax.
+    d logp_k / d logit_kv = 1[v = token_k] - p_kv; the incoming gradient is a number per row, so it multiplies the
+    [C, D] side of the two products and no element-wise pass over the vocabulary is left but the softmax.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, token: Tensor, head: Head, entropy: bool):
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, token: Tensor, head: Head, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
         rows = head.rows_per_chunk()
         keep = any(ctx.needs_input_grad) and len(token) <= rows and head.softcap is None and not entropy
-        logp, spread, kept = [], [], None
+        logp: list[Tensor] = []
+        spread: list[Tensor] = []
+        kept = None
         for start in range(0, len(token), rows):
             cut = slice(start, start + rows)
             p, chunk_logp, chunk_entropy = _chunk(head, hidden[cut], token[cut], entropy)
             logp.append(chunk_logp)
-            spread.append(chunk_entropy)
+            if chunk_entropy is not None:
+                spread.append(chunk_entropy)
             kept = p if keep else None
         ctx.head, ctx.rows = head, rows
         ctx.save_for_backward(hidden, weight, bias, token, kept)
         ctx.set_materialize_grads(False)
         empty = torch.empty(0, dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-        return torch.cat(logp) if logp else empty, torch.cat(spread) if entropy and spread else empty
+        return torch.cat(logp) if logp else empty, torch.cat(spread) if spread else empty
 
     @staticmethod
-    def backward(ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None):
+    def backward(ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, token, kept = ctx.saved_tensors
         head: Head = ctx.head
         if grad_logp is None:
@@ -85,6 +92,8 @@ class _ChunkedLogp(torch.autograd.Function):
             cut = slice(start, start + ctx.rows)
             h, y, g = hidden[cut], token[cut], grad_logp[cut][:, None]  # [C, D], [C], [C, 1]
             ge = None if grad_entropy is None else grad_entropy[cut]
+            row: Tensor | float
+            one: Tensor | None
             if kept is None and (ge is not None or head.softcap is not None):
                 pull = _logit_gradient(head, h, y, grad_logp[cut], ge)  # [C, V]
                 row, one = head.scale, None
@@ -114,7 +123,9 @@ def _chunk(head: Head, h: Tensor, y: Tensor, entropy: bool) -> tuple[Tensor, Ten
 
 
 def _logit_gradient(head: Head, h: Tensor, y: Tensor, g: Tensor, ge: Tensor | None) -> Tensor:
-    """Gradient with respect to the logits before the soft cap, [C, V]: the way that serves the soft cap and the entropy."""
+    """Gradient with respect to the logits before the soft cap, [C, V]: the way that serves the soft cap and the
+    entropy.
+    """
     z = head.logits(h).to(torch.promote_types(h.dtype, torch.float32))
     logp = torch.log_softmax(z, -1)
     p = logp.exp()

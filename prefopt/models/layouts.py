@@ -16,7 +16,9 @@ from prefopt.batch import Batch
 
 @dataclass(frozen=True)
 class Segment:
-    """Queries start to stop of the packed row; they see the context before them (a prompt, or nothing) and themselves."""
+    """Queries start to stop of the packed row; they see the context before them (a prompt, or nothing) and
+    themselves.
+    """
 
     context: tuple[int, int]
     start: int
@@ -47,7 +49,12 @@ class TreeRow:
         prompts, completions = batch.prompts.lengths.tolist(), batch.completions.lengths.tolist()
         owners = batch.group.tolist()
         prompt_rows, completion_rows = batch.prompts.rows(), batch.completions.rows()
-        ids, positions, group, branch, at, before = [], [], [], [], [], []
+        ids: list[Tensor] = []
+        positions: list[int] = []
+        group: list[int] = []
+        branch: list[int] = []
+        at: list[int] = []
+        before: list[int] = []
         segments: list[Segment] = []
         end, n = 0, 0
         for g, size in enumerate(prompts):
@@ -76,8 +83,15 @@ class TreeRow:
         def tensor(values: list[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int64).to(device)
 
-        row = torch.cat(ids).to(device)
-        return cls(row, *map(tensor, (positions, group, branch, at, before)), segments)
+        return cls(
+            torch.cat(ids).to(device),
+            tensor(positions),
+            tensor(group),
+            tensor(branch),
+            tensor(at),
+            tensor(before),
+            segments,
+        )
 
 
 @dataclass(frozen=True)

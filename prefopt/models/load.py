@@ -19,7 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 class ModelOptions:
     """How the model is loaded and laid out."""
 
-    # weights: float32 (exact, the default on a CPU), bfloat16 (half the memory; the optimiser keeps float32 masters), auto (bfloat16 on a GPU)
+    # weights: float32 (exact; auto on a CPU) or bfloat16 (half the memory, auto on a GPU; AdamW keeps float32 masters)
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     # packed tree (a shared prompt computed once, no padding) or padded rectangle; auto asks a numeric probe
     layout: Literal["auto", "tree", "padded"] = "auto"
@@ -35,7 +35,9 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class Loaded:
-    """model, its tokenizer, and where they came from. adapter: directory of the adapter the model continues, or None."""
+    """model, its tokenizer, and where they came from. adapter: directory of the adapter the model continues, or
+    None.
+    """
 
     model: Any
     tokenizer: Any
@@ -46,8 +48,9 @@ class Loaded:
 def load(source: str | Path, options: ModelOptions = ModelOptions(), device: torch.device | str = "cpu") -> Loaded:
     """A causal language model with dropout off, on `device`, with its tokenizer.
 
-    source: a Hugging Face model directory, an adapter directory (its base model is found through adapter_config.json), or
-    a hub name. InputError, with what to do, for a directory that is neither, a missing tokenizer, or options that cannot hold here.
+    source: a Hugging Face model directory, an adapter directory (its base model is found through
+    adapter_config.json), or a hub name. InputError, with what to do, for a directory that is neither, a missing
+    tokenizer, or options that cannot hold here.
     """
     from transformers import AutoModelForCausalLM
 
@@ -64,7 +67,7 @@ def load(source: str | Path, options: ModelOptions = ModelOptions(), device: tor
     tokenizer = load_tokenizer(tokenizer_source(source), **extra)
     turn_dropout_off(model)
     if quantization is None:
-        model.to(device)
+        nn.Module.to(model, device)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
@@ -79,7 +82,9 @@ def tokenizer_source(source: str | Path) -> str:
 
 
 def load_tokenizer(source: str | Path, **extra: Any) -> Any:
-    """The tokenizer of a model directory or hub name. InputError when there is none or it has no end-of-sequence token."""
+    """The tokenizer of a model directory or hub name. InputError when there is none or it has no end-of-sequence
+    token.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -87,7 +92,7 @@ def load_tokenizer(source: str | Path, **extra: Any) -> Any:
     except (OSError, ValueError) as error:
         raise InputError(f"{source}: cannot load a tokenizer: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
-        raise InputError(f"{source}: the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
+        raise InputError(f"{source}: no end-of-sequence token; set eos_token in tokenizer_config.json")
     return tokenizer
 
 
@@ -117,10 +122,10 @@ def _resolve(source: str | Path) -> tuple[str, Path | None]:
     if (path / "adapter_config.json").exists():
         base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
         if not base:
-            raise InputError(f"{path}/adapter_config.json: base_model_name_or_path is missing; add the base model's path")
+            raise InputError(f"{path}/adapter_config.json: base_model_name_or_path is missing; add it")
         return base, path
     if not (path / "config.json").exists():
-        raise InputError(f"{path}: not a model directory, config.json is missing; give the directory save_pretrained wrote")
+        raise InputError(f"{path}: no config.json; give the directory that save_pretrained wrote")
     return str(path), None
 
 

@@ -1,4 +1,5 @@
-"""`Policy(batch) -> Outputs`: what a causal language model says of the completions, by the fastest layout that is exact for it.
+"""`Policy(batch) -> Outputs`: what a causal language model says of the completions, by the fastest layout that is
+exact for it.
 
 Letters: K completion tokens, T packed row, D hidden width, V vocabulary.
 """
@@ -7,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Iterator, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +45,9 @@ class ValueHead(nn.Module):
 class Policy:
     """A transformers causal language model, with or without adapters, that scores batches.
 
-    layout: "tree" packs prompts once without padding, "padded" is an ordinary right-padded batch; `choose` decides by a probe.
-    entropy: compute `Outputs.entropy` too. Gradients flow unless under no_grad. The model's own weights are used as they are.
+    layout: "tree" packs prompts once without padding, "padded" is an ordinary right-padded batch; `choose` decides
+    by a probe. entropy: compute `Outputs.entropy` too. Gradients flow unless under no_grad. The model's own weights
+    are used as they are.
     """
 
     def __init__(

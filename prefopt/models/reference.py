@@ -34,7 +34,8 @@ Where = Literal["cache", "adapter", "copy"]
 class ReferenceOptions:
     """Where the reference's log-probs come from."""
 
-    # cache: one pass before training, kept on disk; adapter: the model with its adapter off or at its start; copy: frozen weights in memory; auto: cache
+    # cache: one pass before training, kept on disk (auto); adapter: the model with its adapter off or at its start;
+    # copy: frozen weights in memory
     reference: Literal["auto", "cache", "adapter", "copy"] = "auto"
     # another model as the reference (directory or hub name); None: the model as it was before training
     reference_model: str | None = None
@@ -79,23 +80,33 @@ class AdapterOff:
 class Cached:
     """Log-probs computed once and kept on disk, one file per pass, in a folder named after the weights.
 
-    An entry is found by its token ids, so a change of template, truncation or data is a miss, and a change of any weight,
-    of the precision or of the model's configuration is another folder. Corrupt files are skipped and computed again.
+    An entry is found by its token ids, so a change of template, truncation or data is a miss, and a change of any
+    weight, of the precision or of the model's configuration is another folder. Corrupt files are skipped and
+    computed again.
     """
 
     def __init__(self, policy: Policy, folder: Path) -> None:
-        self.policy, self.folder = policy, folder / weights_key(policy.model)
+        self.policy: Policy | None = policy
+        self.folder = folder / weights_key(policy.model)
         self.known: dict[bytes, np.ndarray] = {}
         self.forwards = 0
         for path in sorted(self.folder.glob("*.npz")):
             self._read(path)
 
+    def release(self) -> None:
+        """Let go of the model: from here on only rows that were filled can be asked for."""
+        self.policy = None
+
     def __call__(self, batch: Batch) -> Tensor:
         """[K] nats. KeyError for a row that `fill` has not seen."""
         return torch.from_numpy(np.concatenate([self.known[key] for key in keys(batch)])).to(batch.trained.device)
 
-    def fill(self, examples: Sequence[Example], budget: Budget, progress: Callable[[int], None] = lambda n: None) -> int:
-        """Compute what is missing, with the policy as it is now, shared out over the processes; returns how many rows."""
+    def fill(
+        self, examples: Sequence[Example], budget: Budget, progress: Callable[[int], None] = lambda n: None
+    ) -> int:
+        """Compute what is missing, with the policy as it is now, shared out over the processes; returns how many
+        rows.
+        """
         missing = [e for e in examples if any(key not in self.known for key in keys(Batch.of([e])))]
         missing.sort(key=lambda example: example.num_tokens)  # short with short: passes of equal size
         share = missing[ranks.rank() :: ranks.world()]
@@ -115,11 +126,13 @@ class Cached:
         return len(missing)
 
     def _compute(self, examples: list[Example], budget: Budget) -> dict[bytes, np.ndarray]:
-        batch = Batch.of(examples)
+        batch, policy = Batch.of(examples), self.policy
+        if policy is None:
+            raise RuntimeError("this cache was released; rows it has not seen cannot be computed")
 
         def score(tokens: int) -> Tensor:
             with torch.no_grad():
-                return torch.cat([self.policy(part).logp.cpu() for part, _ in parts(batch, (), tokens)])
+                return torch.cat([policy(part).logp.cpu() for part, _ in parts(batch, (), tokens)])
 
         logp = budget.run(score, smallest=max(batch.tokens_per_prompt()))
         self.forwards += 1
@@ -196,8 +209,12 @@ def cache_folder(options: ReferenceOptions) -> Path:
     return Path(chosen).expanduser() / "reference"
 
 
-def pick(options: ReferenceOptions, policy: Policy, other: Policy | None = None) -> tuple[Copied | AdapterOff | Cached, str]:
-    """The reference for a run on a fixed data set, and in words which and why. other: the policy of `reference_model`."""
+def pick(
+    options: ReferenceOptions, policy: Policy, other: Policy | None = None
+) -> tuple[Copied | AdapterOff | Cached, str]:
+    """The reference for a run on a fixed data set, and in words which and why. other: the policy of
+    `reference_model`.
+    """
     if options.reference == "copy":
         return (Copied(other) if other else Copied.of(policy)), "a frozen copy in memory"
     if options.reference == "adapter":

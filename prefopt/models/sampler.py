@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,8 +33,8 @@ def sample(
     top_p 1 draws from exactly the distribution that `Policy` scores: the model's own generation defaults (top-k,
     repetition penalty) are set aside. Equal seed, budget and machine give equal samples. Mode, attention, generation
     defaults and the state of torch's random numbers are as before afterwards.
-    tokens_per_batch: prompt and completion tokens of the rows that are generated together.
-    ValueError on an empty prompt or an option out of range.
+    tokens_per_batch: prompt and completion tokens of the rows that are generated together. progress: a bar on a
+    terminal. ValueError on an empty prompt or an option out of range.
     """
     _check(prompts, n, max_tokens, temperature, top_p)
     copies = 1 if temperature == 0 else n
@@ -121,11 +122,13 @@ def _batches(rows: list[Row], max_tokens: int, tokens_per_batch: int) -> Iterato
 
 
 def _shown(batches: list[list[Row]], progress: bool) -> Iterable[list[Row]]:
-    if not progress:
+    """The batches, with a bar on stderr where that is a terminal."""
+    if not progress or not sys.stderr.isatty():
         return batches
+    from rich.console import Console
     from rich.progress import track
 
-    return track(batches, description="sampling", transient=True)
+    return track(batches, description="sampling", console=Console(stderr=True), transient=True)
 
 
 def _generate(model: Any, prompts: list[list[int]], pad: int) -> list[list[int]]:

@@ -52,7 +52,7 @@ class Journal:
     """
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
-        self.path, self.first, self.last = out / "metrics.jsonl", {}, {}
+        self.path = out / "metrics.jsonl"
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.steps, self.said = 0, 0.0

@@ -16,9 +16,11 @@ from prefopt import config, preflight, ranks
 from prefopt.budget import Budget
 from prefopt.data import DataOptions, Dataset, load, split
 from prefopt.data.source import Offline
-from prefopt.loop import LoopOptions, Models, train as run_loop
+from prefopt.loop import Listener, LoopOptions, Models
+from prefopt.loop import train as run_loop
 from prefopt.models.adapters import LoraOptions, adapt, is_adapted
-from prefopt.models.load import Loaded, ModelOptions, load as load_model, load_tokenizer, tokenizer_source
+from prefopt.models.load import Loaded, load_tokenizer, tokenizer_source
+from prefopt.models.load import load as load_model
 from prefopt.models.policy import Policy, choose
 from prefopt.models.reference import Cached, ReferenceOptions, pick
 from prefopt.optimizer import Updater
@@ -64,7 +66,9 @@ class RunOptions:
 
 
 class Result(NamedTuple):
-    """model_dir: a directory that plain transformers (or peft, for adapters) loads. summary: what summary.json holds."""
+    """model_dir: a directory that plain transformers (or peft, for adapters) loads. summary: what summary.json
+    holds.
+    """
 
     model_dir: Path
     summary: dict[str, Any]
@@ -129,6 +133,7 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
     )
     steps, peak = _steps(loop, len(data.examples)), _peak(objective, loop, policy.model)
     best = Best(run, out, policy, loaded.tokenizer) if run.keep == "best" else None
+    listeners: list[Listener] = [journal.listen, *([best.listen] if best else [])]
     journal.begin(steps)
     run_loop(
         models,
@@ -140,7 +145,7 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
         steps=steps,
         budget=budget,
         held_out=None if held_out is None else lambda: _held_out(held_out, loop.batch_size),
-        listeners=[journal.listen] + ([best.listen] if best else []),
+        listeners=listeners,
     )
     model_dir = best.finish() if best else save(policy, loaded.tokenizer, out / "model")
     summary = {
@@ -199,9 +204,8 @@ class Best:
 
 def _settings(objective: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Every section's dataclass from flat options."""
-    sections = {name: section for name, section in config.SECTIONS.items()}
     given = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-    return {"objective": objective, **config.resolve(sections, given)}
+    return {"objective": objective, **config.resolve(config.SECTIONS, given)}
 
 
 def _prepare(run: RunOptions) -> Path:
@@ -286,7 +290,7 @@ def _reference(
         with progress("reference log-probs", len(examples)) as advance:
             computed = reference.fill(examples, budget, advance)
         journal.say(f"reference: {len(examples) - computed:,} rows from the cache, {computed:,} computed")
-        reference.policy = None  # frees another model's weights; from here on the cache answers
+        reference.release()
     return reference, how
 
 
@@ -303,9 +307,7 @@ def _source(data: Dataset, loop: LoopOptions, seed: int) -> Offline:
     epochs = loop.epochs
     if loop.max_steps is not None:
         epochs = max(epochs, math.ceil(loop.max_steps * loop.batch_size / len(data.examples)) + 1)
-    return Offline(
-        data.examples, loop.batch_size, epochs=epochs, seed=seed, rank=ranks.rank(), world=ranks.world()
-    )
+    return Offline(data.examples, loop.batch_size, epochs=epochs, seed=seed, rank=ranks.rank(), world=ranks.world())
 
 
 def _fresh(source: Offline) -> Offline:
@@ -339,5 +341,5 @@ def _push(folder: Path, name: str) -> None:
         api.upload_folder(repo_id=name, folder_path=folder)
     except Exception as error:  # whatever the network or the hub does, the files stay and the command to retry is said
         raise InputError(
-            f"{name}: the upload failed ({error}); the model is safe in {folder}; retry with `hf upload {name} {folder}`"
+            f"{name}: the upload failed ({error}); the model is safe; retry with `hf upload {name} {folder}`"
         ) from error
