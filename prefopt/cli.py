@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from prefopt import config
 from prefopt.records import InputError, plain
 
-USER_ERROR, INTERRUPTED = 2, 130
+STOPPED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 ABOUT = """\
 Preference optimisation of language models.
@@ -68,8 +68,15 @@ TRAIN_FLAGS = {"model": "model", "data": "data", "eval_data": "eval_data", "out"
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
 
+class Stopped(Exception):
+    """A run that was stopped because going on would have wasted it. The message says why."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Exit code: 0 fine, 2 a user's error, 130 interrupted; a traceback is a bug of ours."""
+    """Run one command. Exit code: 0 fine, 1 stopped by a check, 2 a user's error, 130 interrupted.
+
+    A traceback is a bug of ours.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     steady_streams()
     try:
@@ -77,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         complain(f"error: {error}")
         return USER_ERROR
+    except Stopped as error:
+        complain(f"stopped: {error}")
+        return STOPPED
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
@@ -221,7 +231,7 @@ def train(words: list[str]) -> None:
 
 def train_layers(given: argparse.Namespace) -> tuple[str, list[config.Layer]]:
     """The objective's name and the layers of options: the recipe if there is one, then the command line."""
-    if not given.words or "=" in given.words[0]:
+    if not given.words or ("=" in given.words[0] and not given.words[0].endswith(RECIPE_SUFFIXES)):
         raise InputError(f"train what? `prefopt train OBJECTIVE ...` ({known()}) or `prefopt train RECIPE.yaml ...`")
     first, *overrides = given.words
     mapped = [f"map.{word}" for word in given.map]
@@ -249,12 +259,16 @@ def run(resolved: dict[str, Any], dry: bool, machine: bool) -> None:
     options = config.flat({name: section for name, section in resolved.items() if name != "objective"})
     with libraries(machine):
         from prefopt import ranks
+        from prefopt.preflight import PreflightError
         from prefopt.recipes.train import plan, train
 
-        if dry:
-            planned = plan(objective=objective, **options)
-        else:
-            summary = train(objective=objective, **options).summary
+        try:
+            if dry:
+                planned = plan(objective=objective, **options)
+            else:
+                summary = train(objective=objective, **options).summary
+        except PreflightError as error:
+            raise Stopped(error) from None
     if dry:
         show_plan(planned, machine)
     elif ranks.is_main():

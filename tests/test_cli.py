@@ -173,7 +173,7 @@ def test_the_command_line_wins_over_the_recipe_and_mappings_are_merged(capsys: A
 
 def test_flags_and_options_may_come_in_any_order(capsys: Any, tmp_path: Path) -> None:
     one = printed(capsys, tmp_path, "dpo", "beta=0.3", "--model", "m", "max_length=9", "--out", "o", "data=d")
-    other = printed(capsys, tmp_path, "data=d", "--out", "o", "--model", "m", "dpo", "max_length=9", "beta=0.3")
+    other = printed(capsys, tmp_path, "--out", "o", "--model", "m", "dpo", "max_length=9", "beta=0.3", "data=d")
     assert one == other and (one["beta"], one["max_length"]) == (0.3, 9)
 
 
@@ -181,7 +181,8 @@ def test_flags_and_options_may_come_in_any_order(capsys: Any, tmp_path: Path) ->
 def test_a_printed_configuration_is_a_recipe_that_prints_itself(capsys: Any, tmp_path: Path, objective: str) -> None:
     words = ["--model", "m", "--data", "d", "--out", "o"]
     first = said(capsys, "train", objective, *words, "--print-config")
-    path = tmp_path / "recipe.yaml"
+    path = tmp_path / "rate=1" / "recipe.yaml"
+    path.parent.mkdir()
     path.write_text(first)
     assert said(capsys, "train", str(path), "--print-config") == first
 
