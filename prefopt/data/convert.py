@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
-from prefopt.data.shapes import Dropped, Record, Shape, last_reply
+from prefopt.data.columns import Dropped, Record
+from prefopt.data.shapes import Shape, last_reply
 from prefopt.records import InputError
 
 Kind = Literal["demonstrations", "pairs", "labels", "prompts"]

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from prefopt.data.columns import Dropped, Record
 from prefopt.data.convert import Kind, check, convert
 from prefopt.data.read import Row, RowError, read
-from prefopt.data.shapes import KNOWN, Dropped, Reader, Record, Shape, grow
+from prefopt.data.shapes import KNOWN, Reader, grow
 from prefopt.data.template import Encoder, Rendered
 from prefopt.records import Example, InputError
 
@@ -339,6 +340,3 @@ def prompt_key(record: Record) -> str:
             first = next((n for n, item in enumerate(text) if item["role"] == "assistant"), 0)
             prompt = text[:first] or text
     return json.dumps(prompt, sort_keys=True, ensure_ascii=False, default=str)
-
-
-__all__ = ["DataOptions", "Dataset", "Shape", "fingerprint", "fit", "load", "split"]

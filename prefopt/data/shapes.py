@@ -6,197 +6,32 @@ TRL's column names mean what they mean there; the rest is brought to them.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from prefopt.data.columns import ROLES, Columns, Dropped, Message, Record, Text
 from prefopt.data.read import Row, RowError, kind_of
-from prefopt.data.turns import Implicit, common_messages, common_text, common_turns, is_transcript
+from prefopt.data.turns import common_messages, common_text, common_turns, is_transcript
 
-Message = dict[str, Any]
-Text = str | list[Message]
-Span = tuple[int, int]
-
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "function_call": "function_call",
-    "system": "system",
-    "developer": "developer",
-    "observation": "tool",
-    "tool": "tool",
-    "function": "tool",
-    "ipython": "tool",
-}
-
-
-@dataclass(frozen=True)
-class Record:
-    """A prompt and the completions it owns, not yet tokenised.
-
-    prompt: text or messages; None where the row is one whole text or conversation (`text`, `messages`).
-    completions, scores: as in `prefopt.records.Example`; no completion in a prompt-only row.
-    asides: per completion, character spans of a text that the policy did not write (a Human turn of a transcript).
-    tools, template: what the chat template is given besides the messages. extra: the row's other columns.
-    """
-
-    where: str
-    prompt: Text | None
-    completions: list[Text]
-    scores: list[float]
-    asides: list[list[Span]] = field(default_factory=list)
-    tools: list[Any] | None = None
-    template: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-class Dropped(Exception):
-    """A row that is well-formed but cannot be trained on; its reason is counted, whatever `skip_bad` says."""
-
-
-Parse = Callable[["Columns"], "list[Record]"]
+Parse = Callable[[Columns], list[Record]]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A convention: its name, what its rows are, the columns it needs (`a|b`: either), and how a row is read."""
+    """A convention of column names.
+
+    kind: what its rows are. needs: its columns (`a|b`: either). parse: how a row is read. texts: the columns that are
+    text or messages, in every row alike. reads: columns it takes where a row has them. every_pair: see `convert`.
+    """
 
     name: str
     kind: str
     needs: tuple[str, ...]
     parse: Parse
     texts: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
     every_pair: bool = False
-
-
-class Columns:
-    """A row's columns with checks: a getter returns the value in its one form or raises the RowError that names it."""
-
-    def __init__(self, row: Row, chat: bool) -> None:
-        self.row, self.where, self.values, self.chat = row, row.where, row.values, chat
-
-    def wrong(self, column: str, todo: str) -> RowError:
-        if column not in self.values:
-            return RowError(self.where, f"{column!r} is missing", todo)
-        return RowError(self.where, f"{column!r} is {kind_of(self.values[column])}", todo)
-
-    def name(self, *columns: str) -> str:
-        """The first of these columns that the row has."""
-        return next((column for column in columns if column in self.values), columns[0])
-
-    def text(self, column: str) -> str:
-        value = self.values.get(column)
-        if not isinstance(value, str):
-            raise self.wrong(column, "text is expected")
-        return value
-
-    def any(self, column: str) -> Text:
-        """Text, or messages."""
-        value = self.values.get(column)
-        if isinstance(value, str) and not (self.row.untyped and value.lstrip().startswith('[{"')):
-            return value
-        return self.messages(column)
-
-    def messages(self, column: str) -> list[Message]:
-        value = self.values.get(column)
-        if self.row.untyped and isinstance(value, str):
-            value = self.json(column)
-        value = [value] if isinstance(value, dict) else value
-        if not isinstance(value, list):
-            raise self.wrong(column, "text or a list of messages is expected")
-        if not value:
-            raise RowError(self.where, f"{column!r} is an empty list", "give at least one message")
-        return [message(item, f"{column}[{number}]", self.where) for number, item in enumerate(value)]
-
-    def json(self, column: str) -> Any:
-        try:
-            return json.loads(self.values[column])
-        except ValueError:
-            raise RowError(self.where, f"{column!r} is not JSON", "write it as JSON text") from None
-
-    def number(self, column: str) -> float:
-        value = self.values.get(column)
-        if self.row.untyped and isinstance(value, str):
-            try:
-                value = float(value)
-            except ValueError:
-                raise self.wrong(column, "a number is expected") from None
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.wrong(column, "a number is expected")
-        if not math.isfinite(value):
-            raise RowError(self.where, f"{column!r} is not finite", "drop rows without a score", str(value))
-        return float(value)
-
-    def flag(self, column: str) -> float:
-        """A label: true or false, 1 or 0 (in CSV, those words)."""
-        value = self.values.get(column)
-        if self.row.untyped and isinstance(value, str):
-            value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower(), value)
-        if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
-            return float(value)
-        raise self.wrong(column, "true or false is expected")
-
-    def record(self, prompt: Text | None, completions: list[Text], scores: list[float], **more: Any) -> Record:
-        """A record with this row's tools, template arguments and other columns."""
-        tools = self.values.get("tools")
-        if isinstance(tools, str):
-            tools = self.json("tools") if tools.strip() else None
-        if tools is not None and not isinstance(tools, list):
-            raise self.wrong("tools", "a list of functions, or JSON text of one, is expected")
-        if "conversations" in self.values and tools:
-            tools = [tool if "type" in tool else {"type": "function", "function": tool} for tool in tools]
-        template = self.values.get("chat_template_kwargs") or {}
-        extra = {key: value for key, value in self.values.items() if key not in KNOWN}
-        return Record(
-            self.where, prompt, completions, scores, tools=tools or None, template=template, extra=extra, **more
-        )
-
-
-def message(value: Any, column: str, where: str) -> Message:
-    """A message in the one form, from role/content or from/value. Keys that hold null are left out."""
-    if not isinstance(value, dict):
-        raise RowError(where, f"{column} is {kind_of(value)}", "a message with role and content is expected")
-    value = {key: item for key, item in value.items() if item is not None}
-    if "from" in value or ("value" in value and "role" not in value):
-        value = {{"from": "role", "value": "content"}.get(key, key): item for key, item in value.items()}
-    role = value.get("role")
-    if not isinstance(role, str):
-        raise RowError(where, f"{column} has no role", "give each message role and content, or from and value")
-    content = _content(value.get("content", "" if "tool_calls" in value else None), column, where)
-    role = ROLES.get(role, role)
-    if role == "function_call":
-        return {"role": "assistant", "content": "", "tool_calls": _calls(content, column, where)}
-    return {**value, "role": role, "content": content}
-
-
-def _content(value: Any, column: str, where: str) -> str:
-    if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
-        return "".join(part["text"] for part in value)
-    if not isinstance(value, str):
-        found = "a list with parts that are not text" if isinstance(value, list) else kind_of(value)
-        raise RowError(where, f"{column}: content is {found}", "text is expected")
-    return value
-
-
-def _calls(content: str, column: str, where: str) -> list[dict[str, Any]]:
-    """sharegpt's function_call, JSON text of one call or several, as tool calls."""
-    try:
-        calls = json.loads(content)
-    except ValueError:
-        raise RowError(
-            where, f"{column}: the function call is not JSON", 'write {"name": ..., "arguments": ...}'
-        ) from None
-    calls = calls if isinstance(calls, list) else [calls]
-    if not all(isinstance(call, dict) and "name" in call for call in calls):
-        raise RowError(where, f"{column}: the function call has no name", 'write {"name": ..., "arguments": ...}')
-    return [{"type": "function", "function": {"name": c["name"], "arguments": c.get("arguments", {})}} for c in calls]
 
 
 # -- one function per convention
@@ -242,7 +77,6 @@ def _implicit(c: Columns, chosen: Text, rejected: Text) -> Record:
             raise RowError(c.where, "chosen and rejected share no first message", "give the prompt in its own column")
         return c.record(chosen[:num], [chosen[num:], rejected[num:]], [1.0, 0.0])
     assert isinstance(chosen, str) and isinstance(rejected, str)
-    cut: Implicit | None
     if is_transcript(chosen) and is_transcript(rejected):
         cut = common_turns(chosen, rejected)
         if cut is None:
@@ -411,35 +245,40 @@ def _dialogue(path: list[Message], answers: list[str], chat: bool) -> tuple[Text
 
 
 _PAIR = ("chosen", "rejected")
+_SCORED = ("score_chosen", "score_rejected")
+_ALPACA = ("input", "system", "history")
 _LABEL = "label|kto_tag"
+_CHAT = "messages|conversations"
+_ALWAYS = ("tools", "chat_template_kwargs")
 
 SHAPES: tuple[Shape, ...] = (
     Shape("an OpenAssistant message tree", "ratings", ("message_tree_id", "prompt"), _tree, every_pair=True),
     Shape("an OpenAssistant message tree", "ratings", ("message_id", "text", "role"), _tree, every_pair=True),
     Shape("question and solutions with is_correct", "ratings", ("question", "(solution)"), _solutions),
-    Shape("conversations/chosen/rejected", "pairs", ("conversations|messages", *_PAIR), _conversation_pair, _PAIR),
-    Shape("messages/label", "labels", ("messages|conversations", _LABEL), _labelled_messages),
-    Shape("instruction/chosen/rejected", "pairs", ("instruction", *_PAIR), _instruction, ("instruction", *_PAIR)),
-    Shape("instruction/rated completions", "ratings", ("instruction", "completions"), _rated, ("instruction",)),
-    Shape(
-        "instruction/output/label", "labels", ("instruction", "output", _LABEL), _instruction, ("instruction", "output")
-    ),
-    Shape("instruction/output", "demonstrations", ("instruction", "output"), _instruction, ("instruction", "output")),
-    Shape("prompt/chosen/rejected", "pairs", ("prompt", *_PAIR), _pair, ("prompt", *_PAIR)),
-    Shape("chosen/rejected with an implicit prompt", "pairs", _PAIR, _pair, _PAIR),
-    Shape("prompt/rated completions", "ratings", ("prompt", "completions"), _rated, ("prompt",)),
+    Shape("conversations/chosen/rejected", "pairs", (_CHAT, *_PAIR), _conversation_pair, _PAIR),
+    Shape("messages/label", "labels", (_CHAT, _LABEL), _labelled_messages),
+    Shape("instruction/chosen/rejected", "pairs", ("instruction", *_PAIR), _instruction, _PAIR, (*_ALPACA, *_SCORED)),
+    Shape("instruction/rated completions", "ratings", ("instruction", "completions"), _rated, (), _ALPACA),
+    Shape("instruction/output/label", "labels", ("instruction", "output", _LABEL), _instruction, ("output",), _ALPACA),
+    Shape("instruction/output", "demonstrations", ("instruction", "output"), _instruction, ("output",), _ALPACA),
+    Shape("prompt/chosen/rejected", "pairs", ("prompt", *_PAIR), _pair, ("prompt", *_PAIR), _SCORED),
+    Shape("chosen/rejected with an implicit prompt", "pairs", _PAIR, _pair, _PAIR, _SCORED),
+    Shape("prompt/rated completions", "ratings", ("prompt", "completions"), _rated, ("prompt",), ("scores", "ratings")),
     Shape("prompt/completion/label", "labels", ("prompt", "completion", _LABEL), _completion, ("prompt", "completion")),
     Shape("prompt/completion", "demonstrations", ("prompt", "completion"), _completion, ("prompt", "completion")),
-    Shape("messages", "demonstrations", ("messages|conversations",), _messages),
+    Shape("messages", "demonstrations", (_CHAT,), _messages),
     Shape("question/answer", "demonstrations", ("question", "answer"), _answered, ("question", "answer")),
     Shape("text", "demonstrations", ("text",), _text, ("text",)),
     Shape("prompt", "prompts", ("prompt",), _prompt, ("prompt",)),
 )
 
-KNOWN = {name for shape in SHAPES for need in shape.needs for name in need.split("|")} | {
-    *("input", "system", "history", "tools", "chat_template_kwargs", "scores", "ratings"),
-    *("score_chosen", "score_rejected"),
-}
+
+def _columns(shape: Shape) -> set[str]:
+    """Every column the convention takes."""
+    return {name for need in shape.needs for name in need.split("|")} | {*shape.reads, *_ALWAYS}
+
+
+KNOWN = {name for shape in SHAPES for name in _columns(shape)} - {"(solution)"}
 
 
 def has(values: dict[str, Any], need: str) -> bool:
@@ -497,7 +336,8 @@ class Reader:
             if any(not _content_of(completion) for completion in record.completions):
                 raise Dropped("empty completion")
             _check_unicode(record)
-        return records
+        extra = {name: value for name, value in row.values.items() if name not in _columns(shape)}
+        return [replace(record, extra=extra) for record in records]
 
     def _same(self, row: Row, forms: dict[str, str]) -> None:
         """RowError, naming both lines, unless the row has the columns and forms of the first."""

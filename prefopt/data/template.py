@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from prefopt.data.columns import Message, Record, Span
 from prefopt.data.read import RowError
-from prefopt.data.shapes import Message, Record, Span, last_reply
+from prefopt.data.shapes import last_reply
 from prefopt.records import Example, InputError
 
 TrainOn = Literal["assistant", "completion", "all"]
