@@ -272,20 +272,37 @@ def run(resolved: dict[str, Any], dry: bool, machine: bool) -> None:
     if dry:
         show_plan(planned, machine)
     elif ranks.is_main():
-        say(as_json(summary) if machine else "\n".join(summary_lines(summary)))
+        say(as_json(summary) if machine else "\n".join(report_lines(summary)))
+
+
+def report_lines(summary: Mapping[str, Any]) -> list[str]:
+    """A training summary for a reader: start beside end, of held-out metrics if there are any, then the rest."""
+    start, end = summary["start"], summary["end"]
+    names = [name for name in end if name.startswith("eval/")] or list(end)
+    width = max(map(len, names), default=0)
+    table = [f"{name:<{width}}  {figure(start.get(name)):>10}  {figure(end[name]):>10}" for name in names]
+    rest = {key: value for key, value in summary.items() if key not in ("start", "end")}
+    return [f"{'':<{width}}  {'start':>10}  {'end':>10}", *table, "", *summary_lines(rest)]
 
 
 def summary_lines(summary: Mapping[str, Any], indent: str = "") -> list[str]:
-    """A summary as `name  value` lines, inner mappings indented."""
+    """A summary as `name  value` lines, inner mappings indented; what is None or empty is left out."""
+    shown = {key: value for key, value in summary.items() if value is not None and value != {}}
+    width = max((len(key) for key, value in shown.items() if not isinstance(value, Mapping)), default=0)
     lines = []
-    width = max((len(str(key)) for key in summary), default=0)
-    for key, value in summary.items():
+    for key, value in shown.items():
         if isinstance(value, Mapping):
             lines += [f"{indent}{key}", *summary_lines(value, indent + "  ")]
         else:
-            text = f"{value:.6g}" if isinstance(value, float) else str(value)
-            lines.append(f"{indent}{key!s:<{width}}  {text}")
+            lines.append(f"{indent}{key:<{width}}  {figure(value)}")
     return lines
+
+
+def figure(value: Any) -> str:
+    """A value in a table: numbers to four digits, `-` for what was not measured."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # ---------------------------------------------------------------- help that teaches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -275,6 +276,63 @@ def test_sampling_is_refused_in_one_message(capsys: Any, tmp_path: Path, model: 
     assert "did you mean dtype?" in refused(capsys, *here, "--prompt", "a", "dtyp=x")
 
 
+# ---------------------------------------------------------------- train
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: Any) -> Path:
+    """Twelve pairs, one of them equal, under column names of their own."""
+    path = Path(tmp_path_factory.mktemp("pairs")) / "pairs.jsonl"
+    rows = [{"prompt": f"{n} + 1 is", "good": f" {n + 1}.", "bad": " unknown."} for n in range(11)]
+    rows.append({"prompt": "x", "good": " same", "bad": " same"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def dpo(model: Path, pairs: Path, *words: str) -> list[str]:
+    flags = ["--model", str(model), "--data", str(pairs), "--map", "chosen=good", "--map", "rejected=bad"]
+    return ["train", "dpo", *flags, "batch_size=4", "epochs=2", "eval_fraction=0.2", *words]
+
+
+def test_a_dry_run_shows_counts_rows_and_steps_and_writes_nothing(
+    capsys: Any, tmp_path: Path, monkeypatch: Any, model: Path, pairs: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = said(capsys, *dpo(model, pairs, "--dry-run"))
+    assert "dropped 1: 1 chosen and rejected are equal" in text
+    assert text.count("--- row ") == 3 and "prompt: '" in text and "6 steps would be taken" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_for_machines_counts_the_same(capsys: Any, model: Path, pairs: Path) -> None:
+    plan = json.loads(said(capsys, *dpo(model, pairs, "--dry-run", "--json")))
+    assert plan["steps"] == 6
+    assert (plan["data"]["rows"], plan["held_out"]["rows"]) == (9, 2)
+    assert sum(plan["data"]["dropped"].values()) == 1
+    # " 1." and " unknown." with their end token: 4 and 10 bytes are trained; "0 + 1 is" is a prompt of 8
+    num_trained = sum(len(f" {n + 1}.") + 1 + len(" unknown.") + 1 for n in range(11))
+    assert plan["data"]["trained_tokens"] + plan["held_out"]["trained_tokens"] == num_trained
+
+
+def test_training_prints_only_its_summary_for_machines_and_the_model_loads(
+    capsys: Any, tmp_path: Path, model: Path, pairs: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    words = dpo(model, pairs, "--out", str(tmp_path / "run"), "--json", f"cache_dir={tmp_path}/cache")
+    assert cli.main([*words, "learning_rate=1e-3"]) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out)
+    assert (summary["steps"], summary["learning_rate"]) == (6, 1e-3)
+    assert summary["start"]["eval/loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert summary["end"]["eval/loss"] < summary["start"]["eval/loss"]
+    assert "9 pairs" in err
+    AutoModelForCausalLM.from_pretrained(summary["model"])
+    assert "already holds a run" in refused(capsys, *words)
+    again = said(capsys, "train", str(tmp_path / "run" / "config.yaml"), "--print-config")
+    assert again == (tmp_path / "run" / "config.yaml").read_text(), "the run's own configuration is a recipe"
+
+
 # ---------------------------------------------------------------- what it survives
 
 
@@ -323,11 +381,15 @@ def test_a_bug_keeps_its_traceback(monkeypatch: Any) -> None:
 
 
 def test_a_summary_is_shown_as_lines() -> None:
-    summary = {"steps": 3, "win_rate": {"value": 0.61234567, "n": 8}, "note": None}
-    assert cli.summary_lines(summary) == [
-        "steps     3",
-        "win_rate",
-        "  value  0.612346",
-        "  n      8",
-        "note      None",
+    summary = {"steps": 3, "win_rate": {"value": 0.61234567, "n": 8}, "note": None, "dropped": {}, "layout": "tree"}
+    assert cli.summary_lines(summary) == ["steps   3", "win_rate", "  value  0.6123", "  n      8", "layout  tree"]
+
+
+def test_a_report_sets_start_beside_end() -> None:
+    summary = {"steps": 3, "start": {"loss": 9.0, "eval/loss": 0.693147}, "end": {"loss": 8.0, "eval/loss": 0.5}}
+    assert cli.report_lines(summary) == [
+        "                start         end",
+        "eval/loss      0.6931         0.5",
+        "",
+        "steps  3",
     ]
