@@ -1,0 +1,11 @@
+"""Its presence puts this folder on the path, so that tests in subfolders can import what they share."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or leaves entries in the user's reference cache."""
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -1,0 +1,80 @@
+"""SFT by hand, against plain cross-entropy, and against TRL's own trainer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from laws import gpt_neox, llama, one_update, rows, word_tokenizer
+
+from prefopt.batch import Batch, Outputs
+from prefopt.loop import Models
+from prefopt.models.policy import Policy
+from prefopt.objectives import SFT, Nothing
+from prefopt.records import Example
+
+
+def test_loss_by_hand():
+    # trained log-probs -1.0, -0.5 and -2.0: the sum is 3.5 over 3 tokens; the -9.0 was not written by the policy
+    example = Example([7], [[1, 2, 3]], [1.0], [[True, False, True]])
+    batch = Batch.of([example, Example([7], [[4]], [1.0], [[True]])])
+    logp = torch.tensor([-1.0, -9.0, -0.5, -2.0], requires_grad=True)
+    loss, seen = SFT().loss(batch, Outputs(logp), Nothing())
+    loss.backward()
+    assert loss.item() == 3.5
+    assert int(SFT().count(batch)) == 3
+    assert seen["nll"].tolist() == [1.0, 0.5, 2.0]
+    assert logp.grad.tolist() == [-1.0, 0.0, -1.0, -1.0]
+
+
+def test_update_equals_plain_cross_entropy_over_trained_tokens():
+    """`F.cross_entropy` with ignored labels on an ordinary right-padded batch: the mean over tokens, not over rows."""
+    examples, model = rows("demonstrations", num=6), gpt_neox(0)
+    sequences = [[*e.prompt, *e.completions[0]] for e in examples]
+    width = max(map(len, sequences))
+    ids, labels = torch.zeros(6, width, dtype=torch.int64), torch.full((6, width), -100)
+    for n, (example, sequence) in enumerate(zip(examples, sequences, strict=True)):
+        ids[n, : len(sequence)] = torch.tensor(sequence)
+        flags = [False] * len(example.prompt) + example.trained[0]
+        labels[n, : len(sequence)] = torch.tensor([t if f else -100 for t, f in zip(sequence, flags, strict=True)])
+    mask = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in sequences])
+    logits = model(input_ids=ids, attention_mask=mask).logits
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    found = one_update(SFT(), Batch.of(examples), Models(Policy(gpt_neox(0))))
+    assert found.metrics["loss"] == pytest.approx(loss.item(), rel=1e-12)
+    assert found.metrics["nll"] == pytest.approx(loss.item(), rel=1e-12)
+    assert torch.allclose(found.gradient, gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_loss_and_gradient_equal_trl(tmp_path, monkeypatch):
+    """`SFTTrainer.compute_loss` on rows that TRL tokenised and collated itself, completion tokens only."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    tokenizer = word_tokenizer()
+    prompts = ["red cat :", "blue dog runs here :", "yes :"]
+    columns = {"prompt": prompts, "completion": [" good", " good red dog here", " no no"]}
+    config = trl.SFTConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], max_length=None
+    )
+    trainer = trl.SFTTrainer(
+        model=llama(0, vocabulary=len(tokenizer)),
+        args=config,
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=tokenizer,
+    )
+    given = list(trainer.train_dataset)
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(given))
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+    examples = []
+    for row in given:
+        first = next(i for i, label in enumerate(row["labels"]) if label != -100)
+        completion = row["input_ids"][first:]
+        examples.append(Example(row["input_ids"][:first], [completion], [1.0], [[True] * len(completion)]))
+    found = one_update(SFT(), Batch.of(examples), Models(Policy(llama(0, vocabulary=len(tokenizer)))))
+    assert found.metrics["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    assert torch.allclose(found.gradient, gradient, rtol=0, atol=1e-5)
