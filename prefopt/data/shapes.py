@@ -293,7 +293,7 @@ def detect(row: Row) -> Shape:
         if all(has(row.values, need) for need in shape.needs):
             return shape
     names = ", ".join(row.values) or "none"
-    todo = "name them with map, for example map.chosen=good; conventions: " + "; ".join(
+    todo = "name them with map, for example --map chosen=good; conventions: " + "; ".join(
         dict.fromkeys(
             "/".join(need.split("|")[0] for need in shape.needs) for shape in SHAPES if "(" not in shape.needs[-1]
         )

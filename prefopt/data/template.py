@@ -146,12 +146,15 @@ class Encoder:
     def _check_whole(self, record: Record, messages: list[Message], whole: str) -> None:
         """RowError if the template silently leaves out a tool call, a tool's answer or a system turn."""
         for item in messages:
-            names = [call.get("function", call).get("name", "") for call in item.get("tool_calls") or []]
-            lost = [name for name in names if name not in whole]
+            lost = [name for name in map(_name, item.get("tool_calls") or []) if name not in whole]
             if lost:
                 self._lost(record, f"tool calls ({lost[0]})")
-            if item["role"] in ("tool", "system") and item["content"].strip() not in whole:
+            # the longest word, since a template may escape or indent what it renders
+            word = max(re.findall("[A-Za-z0-9]+", item["content"]), key=len, default="")
+            if item["role"] in ("tool", "system") and word not in whole:
                 self._lost(record, f"{item['role']} turns")
+        if record.tools and not any(_name(tool) in whole for tool in record.tools):
+            self.notes["conversations whose tools the chat template leaves out"] += 1
 
     def _lost(self, record: Record, what: str) -> None:
         raise RowError(record.where, f"the chat template leaves out {what}", "give a chat_template that renders them")
@@ -339,6 +342,11 @@ class Encoder:
         if len(sides) == 1:
             return sides, 1
         raise RowError(record.where, "the prompt is empty and the tokenizer has no BOS", "give a prompt")
+
+
+def _name(tool: dict[str, Any]) -> str:
+    """The name of a function, or of a call of one, in the wrapper `{"type": "function", "function": ...}` or bare."""
+    return str(tool.get("function", tool).get("name", ""))
 
 
 def _whole(record: Record, ids: list[int]) -> Example:

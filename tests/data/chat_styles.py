@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 from typing import Any
 
 CHATML = (
@@ -74,22 +75,29 @@ def sentence(random_: random.Random, num: int = 12) -> str:
     return random_.choice(["{}", "{}", "{}", "{}.", "{}\n", " {}", "{}  end", "🙂 {}", "a\n\n{}"]).format(text)
 
 
-def build(template: str | None = None, *, bos: str | None = "<s>", adds_bos: bool = False, **more: Any) -> Any:
-    """A byte-level BPE tokenizer of 500 tokens, trained here, with the special tokens of every style."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
+@lru_cache
+def trained() -> str:
+    """A byte-level BPE of 500 tokens with the special tokens of every style, as JSON."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=500, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
     texts = [sentence(random.Random(number)) for number in range(200)]
     tokenizer.train_from_iterator([*texts, "user system assistant model tool Human: Assistant:"], trainer)
+    return tokenizer.to_str()
+
+
+def build(template: str | None = None, *, bos: str | None = "<s>", adds_bos: bool = False, **more: Any) -> Any:
+    """A tokenizer on `trained`, adding BOS to a text or not."""
+    from tokenizers import Tokenizer, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer.from_str(trained())
     if adds_bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     names = {"bos_token": bos, "eos_token": "</s>", "pad_token": "<pad>", **more}

@@ -87,6 +87,31 @@ def test_a_directory_is_its_files_in_order_of_name(tmp_path: Path) -> None:
     assert values(f"{tmp_path}@b") == ROWS[:1]
 
 
+def test_a_hub_name_names_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(name: str, config: str | None, split: str) -> list[dict[str, Any]]:
+        asked.append((name, config, split))
+        return ROWS
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert values("some/set") == values("some/set:main@test") == ROWS
+    assert asked == [("some/set", None, "train"), ("some/set", "main", "test")]
+    assert [row.where for row in rows("some/set@test")] == ["some/set@test:1", "some/set@test:2"]
+
+
+def test_a_hub_name_that_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(InputError, match=r"some/set: neither a path here nor a dataset .* \(no route to the hub\)"):
+        rows("some/set")
+
+
 GOOD = lines(ROWS[0]) + b"\n"
 FAULTS = {
     "corrupt line": (GOOD + b'{"a" 1}\n', r":2: corrupt JSON: .* at column 6; repair the line"),

@@ -206,6 +206,15 @@ def test_tool_output_and_user_turns_inside_a_completion_are_not_trained() -> Non
     assert trained_text(tokenizer, example) == ["the key<|im_end|>\n", "the sun<|im_end|>\n", "x=1;<|im_end|>\n"]
 
 
+def test_a_human_s_turn_inside_a_text_answer_is_not_trained() -> None:
+    tokenizer, answer = build(adds_bos=True), " b\n\nHuman: a\n\nAssistant: fox"
+    record = Record("r:1", "a key", [answer], [1.0], asides=[[(2, answer.index(" fox"))]])
+    encoder = Encoder(tokenizer)
+    [example] = encoder.encode([encoder.render(record, "demonstrations")])
+    assert isinstance(example, Example)
+    assert trained_text(tokenizer, example) == [" b", " fox</s>"]
+
+
 def test_a_template_that_marks_its_assistant_is_believed() -> None:
     tokenizer = build(MARKED)
     assert trained_text(tokenizer, one(tokenizer, None, TALK)) == ["the key<|im_end|>", "shiny sun<|im_end|>"]
@@ -263,6 +272,17 @@ def test_a_template_that_drops_a_tool_call_or_a_system_turn_is_refused() -> None
     silent = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
     with pytest.raises(InputError, match="leaves out system turns"):
         one(build(silent), [{"role": "system", "content": "old"}, user("a fox")], [assistant("key")])
+
+
+def test_a_tool_s_answer_may_be_escaped_by_the_template_and_missing_tools_are_noted() -> None:
+    escaped = CHATML.replace("m['content'] +", "(m['content'] | tojson if m['role'] == 'tool' else m['content']) +")
+    tokenizer = build(escaped)
+    messages = [user("a"), {"role": "tool", "content": '{"key": "old"}'}, assistant("b")]
+    encoder = Encoder(tokenizer)
+    encoder.render(Record("r:1", None, [messages], [1.0]), "demonstrations")
+    assert not encoder.notes
+    encoder.render(Record("r:1", None, [messages], [1.0], tools=[{"function": {"name": "find"}}]), "demonstrations")
+    assert list(encoder.notes) == ["conversations whose tools the chat template leaves out"]
 
 
 def test_a_chat_without_a_template_says_how_to_give_one(tmp_path: Path) -> None:

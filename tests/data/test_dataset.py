@@ -1,0 +1,259 @@
+"""From a file to a dataset: conversions, counts of what was dropped, limits, splits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_styles import CHATML, assistant, build, user
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefopt.data import DataOptions, Dataset, load, split
+from prefopt.records import InputError
+
+TEXT = build(adds_bos=True)
+CHAT = build(CHATML)
+PAIRS = [{"prompt": f"{n} the fox", "chosen": " found a key", "rejected": " sun" * n} for n in range(1, 9)]
+
+
+def written(folder: Path, rows: list[Any]) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def made(folder: Path, rows: list[Any], kind: Any = "pairs", tokenizer: Any = TEXT, **options: Any) -> Dataset:
+    return load(written(folder, rows), tokenizer, kind, DataOptions(**options))
+
+
+def test_a_dataset_says_what_it_is(tmp_path: Path) -> None:
+    data = made(tmp_path, [*PAIRS, {"prompt": "a", "chosen": "b", "rejected": "b"}])
+    lines = data.describe().splitlines()
+    assert lines[0] == f"{tmp_path / 'rows.jsonl'}: prompt/chosen/rejected, text"
+    assert lines[1:3] == ["8 pairs", "dropped 1: 1 chosen and rejected are equal"]
+    assert lines[3].startswith("prompt tokens     shortest") and lines[4].startswith("completion tokens shortest")
+    assert [example.where for example in data.examples][:2] == [f"{tmp_path / 'rows.jsonl'}:{n}" for n in (1, 2)]
+    assert [record.prompt for record in data.rows] == [row["prompt"] for row in PAIRS]
+
+
+def test_the_first_rows_are_shown_as_the_model_sees_them(tmp_path: Path) -> None:
+    shown = made(tmp_path, PAIRS).show(TEXT, 1)
+    assert shown.splitlines()[1:] == [
+        "prompt: '<s>1 the fox'",
+        "score 1: ' found a key</s>'",
+        "score 0: ' sun</s>'",
+    ]
+    talk = [user("a"), assistant("b"), user("c"), assistant("d")]
+    shown = made(tmp_path, [{"messages": talk}], "demonstrations", CHAT).show(CHAT)
+    assert r"«<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n»d<|im_end|>\n" in shown
+
+
+CONVERSIONS: list[tuple[dict[str, Any], str, list[tuple[list[str], list[float]]]]] = [
+    (PAIRS[0], "demonstrations", [([" found a key</s>"], [1.0])]),
+    (PAIRS[0], "labels", [([" found a key</s>"], [1.0]), ([" sun</s>"], [0.0])]),
+    (PAIRS[0], "prompts", [([], [])]),
+    (
+        {"prompt": "a", "completions": [" 1", " 2", " 3"], "scores": [2, 3, 1]},
+        "pairs",
+        [([" 2</s>", " 3</s>"], [1.0, 0.0])],
+    ),
+    ({"prompt": "a", "completions": [" 1", " 2", " 3"], "scores": [2, 3, 1]}, "demonstrations", [([" 2</s>"], [1.0])]),
+    ({"prompt": "a", "completion": " b", "label": True}, "demonstrations", [([" b</s>"], [1.0])]),
+    ({"prompt": "a", "completion": " b", "label": False}, "labels", [([" b</s>"], [0.0])]),
+]
+
+
+@pytest.mark.parametrize(("row", "kind", "want"), CONVERSIONS)
+def test_data_of_one_kind_serves_another_where_that_keeps_its_meaning(
+    row: dict[str, Any], kind: str, want: list[tuple[list[str], list[float]]], tmp_path: Path
+) -> None:
+    found = made(tmp_path, [row], kind).examples
+    assert [([TEXT.decode(tokens) for tokens in e.completions], e.scores) for e in found] == want
+
+
+def test_data_that_cannot_serve_is_refused_with_what_fits(tmp_path: Path) -> None:
+    refusals: list[tuple[dict[str, Any], str, str]] = [
+        ({"prompt": "a", "completion": "b"}, "pairs", "holds demonstrations .* needs pairs; use SFT"),
+        ({"prompt": "a", "completion": "b", "label": True}, "pairs", "holds labels .*; use .* KTO"),
+        ({"prompt": "a"}, "demonstrations", "holds prompts .*; use an objective that samples"),
+        ({"text": "a b"}, "labels", "holds demonstrations"),
+    ]
+    for row, kind, message in refusals:
+        with pytest.raises(InputError, match=message):
+            made(tmp_path, [row], kind)
+
+
+def test_ties_single_answers_and_bad_labels_are_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completions": [" b", " c"], "scores": scores} for scores in ([1, 1], [1, 2])]
+    assert made(tmp_path, [*rows, {"prompt": "a", "completions": [" b"], "scores": [1]}]).dropped == {
+        "tied scores": 1,
+        "a single answer, no pair": 1,
+    }
+    rows = [{"prompt": "a", "completion": " b", "label": label} for label in (True, False, False)]
+    assert made(tmp_path, rows, "demonstrations").dropped == {"labelled bad, not a demonstration": 2}
+    graded = [{"prompt": "a", "completions": [" b", " c"], "scores": scores} for scores in ([0, 1], [3, 4])]
+    assert made(tmp_path, graded, "labels").dropped == {"rated on a scale, neither good nor bad": 1}
+
+
+def test_the_first_bad_row_stops_and_skip_bad_counts_them_all(tmp_path: Path) -> None:
+    bad = ["{", '{"prompt": NaN}', {"prompt": "a", "chosen": None, "rejected": "b"}, {"prompt": "a", "rejected": "b"}]
+    mixed = {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]}
+    rows = [PAIRS[0], *bad, mixed, PAIRS[1]]
+    with pytest.raises(InputError, match=r"rows.jsonl:2: the JSON is cut short"):
+        made(tmp_path, rows)
+    data = made(tmp_path, rows, skip_bad=True)
+    assert len(data) == 2
+    assert sum(data.dropped.values()) == 5
+    assert data.dropped["'chosen' is null"] == data.dropped["'chosen' is missing"] == 1
+
+
+def test_rows_that_the_template_refuses_are_skipped_too(tmp_path: Path) -> None:
+    odd = {"messages": [user("a"), {"role": "tool", "content": "x"}, assistant("b")]}
+    silent = CHATML.replace(
+        "{{ m['content'] + '<|im_end|>\n' }}", "{{ m['content'] * (m['role'] != 'tool') + '<|im_end|>\n' }}"
+    )
+    good = {"messages": [user("a"), assistant("b")]}
+    with pytest.raises(InputError, match=r"rows.jsonl:2: the chat template leaves out tool turns"):
+        made(tmp_path, [good, odd], "demonstrations", CHAT, chat_template=silent)
+    data = made(tmp_path, [good, odd], "demonstrations", CHAT, chat_template=silent, skip_bad=True)
+    assert (len(data), data.dropped) == (1, {"the chat template leaves out tool turns": 1})
+
+
+def test_when_nothing_is_left_the_reasons_are_given(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"every row was dropped \(8 prompt leaves no room in max_length 3\)"):
+        made(tmp_path, PAIRS, max_length=3)
+    with pytest.raises(InputError, match=r"no row could be read \(1 the JSON is cut short\)"):
+        made(tmp_path, ["{"], skip_bad=True)
+
+
+def test_columns_are_renamed_and_wrong_names_get_the_nearest(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "good": " b", "bad": " c"}]
+    names = {"chosen": "good", "rejected": "bad"}
+    same = [{"prompt": "a", "chosen": " b", "rejected": " c"}]
+    assert made(tmp_path, rows, map=names).examples == made(tmp_path, same).examples
+    with pytest.raises(InputError, match="map: 'choosen' is not a column this program reads; did you mean 'chosen'"):
+        made(tmp_path, rows, map={"choosen": "good"})
+    with pytest.raises(InputError, match="map names column 'god', which the row lacks; did you mean 'good'"):
+        made(tmp_path, rows, map=names | {"chosen": "god"})
+
+
+def test_a_renamed_column_leaves_its_old_namesake_out(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "chosen": "old", "rejected": " c", "better": " b"}]
+    [example] = made(tmp_path, rows, map={"chosen": "better"}).examples
+    assert TEXT.decode(example.completions[0]) == " b</s>"
+
+
+def test_too_long_rows_are_dropped_or_lose_the_end_of_the_answer_only(tmp_path: Path) -> None:
+    whole = made(tmp_path, PAIRS, max_length=None)
+    longest = max(len(e.prompt) + max(map(len, e.completions)) for e in whole.examples)
+    assert made(tmp_path, PAIRS, max_length=longest).fingerprint == whole.fingerprint
+    dropped = made(tmp_path, PAIRS, max_length=longest - 1)
+    assert (len(dropped), dropped.dropped) == (7, {f"longer than max_length {longest - 1}": 1})
+    cut = made(tmp_path, PAIRS, max_length=longest - 1, overlong="truncate")
+    assert (len(cut), cut.truncated, cut.dropped) == (8, 1, {})
+    before, after = whole.examples[-1], cut.examples[-1]
+    assert after.prompt == before.prompt and after.completions[0] == before.completions[0]
+    assert after.completions[1] == before.completions[1][:-1]
+    assert TEXT.eos_token_id not in after.completions[1]
+
+
+def test_a_pair_that_truncation_makes_equal_is_dropped(tmp_path: Path) -> None:
+    rows = [*PAIRS[:1], {"prompt": "the", "chosen": " a" * 20 + " fox", "rejected": " a" * 20 + " key"}]
+    data = made(tmp_path, rows, max_length=12, overlong="truncate")
+    assert data.dropped == {"chosen and rejected are equal after truncation": 1}
+
+
+def test_a_conversation_whose_answer_is_cut_away_is_dropped(tmp_path: Path) -> None:
+    call = [assistant("a"), {"role": "tool", "content": "x " * 50}, assistant("b")]
+    rows = [{"prompt": [user("q")], "completion": call}]
+    assert made(tmp_path, rows, "demonstrations", CHAT, max_length=30, overlong="truncate").truncated == 1
+    with pytest.raises(InputError, match="every row was dropped"):
+        made(tmp_path, rows, "demonstrations", CHAT, max_length=6, overlong="truncate")
+
+
+@settings(deadline=None, max_examples=40)
+@given(limit=st.integers(2, 30), overlong=st.sampled_from(["drop", "truncate"]))
+def test_no_row_is_longer_than_the_limit_and_none_is_lost_uncounted(
+    limit: int, overlong: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("limit")
+    try:
+        data = made(folder, PAIRS, max_length=limit, overlong=overlong)
+    except InputError:
+        return
+    assert all(len(e.prompt) + len(tokens) <= limit for e in data.examples for tokens in e.completions)
+    assert len(data) + sum(data.dropped.values()) == len(PAIRS)
+
+
+def test_options_out_of_range_are_refused() -> None:
+    wrong: list[dict[str, Any]] = [{"max_length": 1}, {"overlong": "cut"}, {"train_on": "prompt"}]
+    for options in wrong:
+        with pytest.raises(ValueError, match=next(iter(options))):
+            DataOptions(**options)
+
+
+def test_the_fingerprint_follows_tokens_and_order(tmp_path: Path) -> None:
+    first = made(tmp_path, PAIRS).fingerprint
+    assert made(tmp_path, PAIRS).fingerprint == first
+    assert made(tmp_path, PAIRS[::-1]).fingerprint != first
+    assert made(tmp_path, [*PAIRS[:-1], PAIRS[-1] | {"chosen": " x"}]).fingerprint != first
+    swapped = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in PAIRS]
+    assert made(tmp_path, swapped).fingerprint != first
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    prompts=st.lists(st.integers(0, 6), min_size=2, max_size=25).filter(lambda numbers: len(set(numbers)) > 1),
+    fraction=st.floats(0.05, 0.95),
+    seed=st.integers(0, 3),
+)
+def test_a_split_keeps_a_prompt_on_one_side_and_every_row_on_one(
+    prompts: list[int], fraction: float, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    rows = [{"prompt": f"{p} the", "chosen": f" {n} fox", "rejected": " key"} for n, p in enumerate(prompts)]
+    data = made(tmp_path_factory.mktemp("split"), rows)
+    train, held = split(data, fraction, seed)
+    sides = [{record.prompt for record in side.rows} for side in (train, held)]
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+    assert sorted([*train.examples, *held.examples], key=lambda e: e.where) == sorted(
+        data.examples, key=lambda e: e.where
+    )
+    assert split(data, fraction, seed)[1].fingerprint == held.fingerprint
+    assert train.fingerprint != held.fingerprint
+
+
+def test_a_split_holds_out_about_the_fraction(tmp_path: Path) -> None:
+    rows = [{"text": f"{n} the fox"} for n in range(100)]
+    train, held = split(made(tmp_path, rows, "demonstrations"), 0.2, 0)
+    assert (len(train), len(held)) == (80, 20)
+    assert [e.where for e in train.examples] == sorted(
+        [e.where for e in train.examples], key=lambda w: int(w.split(":")[-1])
+    )
+    assert split(made(tmp_path, rows, "demonstrations"), 0.2, 1)[1].fingerprint != held.fingerprint
+
+
+def test_conversations_with_the_same_first_question_stay_together(tmp_path: Path) -> None:
+    rows = [{"messages": [user(str(n % 5)), assistant(f"{n}")]} for n in range(20)]
+    train, held = split(made(tmp_path, rows, "demonstrations", CHAT), 0.4, 0)
+    assert len(held) == 8
+    assert not {tuple(e.prompt) for e in train.examples} & {tuple(e.prompt) for e in held.examples}
+
+
+def test_one_prompt_cannot_be_split(tmp_path: Path) -> None:
+    rows = [PAIRS[0] | {"rejected": f" {n}"} for n in range(5)]
+    with pytest.raises(InputError, match="all rows have one prompt"):
+        split(made(tmp_path, rows), 0.5, 0)
+    with pytest.raises(InputError, match="between 0 and 1, got 1"):
+        split(made(tmp_path, PAIRS), 1, 0)
+
+
+def test_reading_needs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    heavy = ("torch", "transformers", "datasets", "pyarrow")
+    code = f"import sys, prefopt.data; sys.exit(any(name in sys.modules for name in {heavy}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
