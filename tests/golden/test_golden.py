@@ -1,0 +1,24 @@
+"""A refactor moves no loss; trajectory.py beside this file says how to write the numbers anew."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from trajectory import STEPS, losses, path
+
+from prefopt.objectives import EVERY
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_twenty_updates_give_the_committed_losses(name):
+    expected = json.loads(path(name).read_text(encoding="utf-8"))
+    assert len(expected) == STEPS
+    assert losses(name) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_toy_model_learns(name):
+    """A trajectory that goes nowhere would hide a broken update."""
+    expected = json.loads(path(name).read_text(encoding="utf-8"))
+    assert sum(expected[-3:]) < 0.9 * sum(expected[:3])  # three updates see every row

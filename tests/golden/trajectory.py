@@ -1,0 +1,84 @@
+"""Twenty updates of a toy model, from weights and rows given by formulas: the same numbers wherever they are computed.
+
+`PYTHONPATH=tests python tests/golden/trajectory.py` writes the losses beside this file. Do so only when a change is
+meant to move them, and say why in the commit.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from laws import VOCABULARY, gpt_neox
+
+from prefopt.budget import Budget
+from prefopt.data.source import Offline
+from prefopt.loop import LoopOptions, Models, train
+from prefopt.models.policy import Policy
+from prefopt.models.reference import Copied
+from prefopt.objectives import EVERY
+from prefopt.optimizer import Updater
+from prefopt.records import Example
+
+HERE = Path(__file__).parent
+STEPS = 20
+
+
+def formula_model() -> Any:
+    """A model whose weights do not depend on any library's random numbers."""
+    model = gpt_neox(0)
+    with torch.no_grad():
+        for number, (name, p) in enumerate(sorted(model.named_parameters())):
+            wave = 0.4 * torch.sin(torch.arange(p.numel(), dtype=torch.float64) * (1.7 + 0.1 * number))
+            p.copy_(wave.view_as(p) + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+    return model
+
+
+def formula_rows(data: str, num: int = 12) -> list[Example]:
+    """Rows whose tokens are multiples of 7 and 11, of unequal length, some tokens untrained, worse first at times."""
+    scores = {"demonstrations": [1.0], "pairs": [1.0, 0.0], "labels": [1.0]}[data]
+    examples = []
+    for n in range(num):
+        prompt = [(7 * n + i) % VOCABULARY for i in range(1 + n % 5)]
+        completions = [
+            [(11 * n + 3 * i + 5 * k) % VOCABULARY for i in range(2 + (n + 2 * k) % 4)] for k in range(len(scores))
+        ]
+        trained = [[i != 1 or n % 3 > 0 for i in range(len(c))] for c in completions]
+        flipped = scores[::-1] if n % 2 and len(scores) == 2 else [float(n % 2)] if data == "labels" else scores
+        examples.append(Example(prompt, completions, flipped, trained, f"row {n}"))
+    return examples
+
+
+def losses(name: str, tokens: int = 40) -> list[float]:
+    """Loss of each update of the objective `name`."""
+    objective, policy = EVERY[name](), Policy(formula_model())
+    models = Models(policy, Copied.of(policy) if objective.facts.reference else None)
+    found: list[float] = []
+
+    def listen(step: int, metrics: dict[str, float]) -> None:
+        found.append(metrics["loss"])
+
+    train(
+        models,
+        objective,
+        Offline(formula_rows(objective.facts.data), batch_size=4, epochs=10, shuffle=False),
+        Updater(policy.model.parameters()),
+        LoopOptions(),
+        peak=1e-2,
+        steps=STEPS,
+        budget=Budget(tokens),
+        listeners=[listen],
+    )
+    return found
+
+
+def path(name: str) -> Path:
+    return HERE / f"{name}.json"
+
+
+if __name__ == "__main__":
+    for each in EVERY:
+        path(each).write_text(json.dumps(losses(each), indent=1) + "\n", encoding="utf-8")
+        print(path(each))
