@@ -54,7 +54,7 @@ class Policy:
         self, model: Any, layout: Layout = "tree", *, entropy: bool = False, value: ValueHead | None = None
     ) -> None:
         self.model, self.layout, self.entropy, self.value = model, layout, entropy, value
-        self.inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.backbone = self.inner.base_model
         self.plain_attention = _plain_name(self.inner)
         self.fused_head = True
