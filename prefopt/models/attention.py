@@ -8,6 +8,7 @@ block, S keys seen.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from prefopt.models.layouts import Segment, TreeRow
 
 NAME = "prefopt_tree"
+LANES = 32  # rows of probabilities are padded to a whole number of SIMD vectors: the softmax's tail is slow
+KEEP = 8  # keep probabilities for backward up to this many head widths of keys: then they weigh less than the rest
 BLOCK = 256  # query rows at a time: bounds the scores held at once and skips most of the masked half
 
 
@@ -58,96 +61,151 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, tree_attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, lambda *args, **kwargs: None)
 
 
-def _blocks_of(segment: Segment) -> list[tuple[int, int]]:
-    """Query ranges of at most BLOCK rows."""
-    return [(a, min(a + BLOCK, segment.stop)) for a in range(segment.start, segment.stop, BLOCK)]
-
-
-def _seen(x: Tensor, segment: Segment, stop: int) -> Tensor:
-    """The keys or values that queries before `stop` see: context, then the segment so far. [J, T, D] -> [J, S, D]."""
-    own = x[:, segment.start : stop]
-    first, last = segment.context
-    return own if first == last else torch.cat([x[:, first:last], own], 1)
-
-
 class _Blocks(torch.autograd.Function):
-    """Softmax attention block by block; backward recomputes each block's probabilities, so only q, k, v are kept."""
+    """Softmax attention block by block. Probabilities are kept for backward where a row of them is short, else
+    recomputed.
+
+    Rows of a block are ordered query first, then the query heads that share a key head, so a block is a view.
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, row: TreeRow, scale: float, window: int | None) -> Tensor:
-        heads, length, width = q.shape
-        out = q.new_empty(length, heads, v.shape[-1])
+        by_key_head = _gather_heads(q, k.shape[0]).mul_(scale)  # [J, T, R, D]
+        out = v.new_empty(*by_key_head.shape[:3], v.shape[-1])
+        keep = any(ctx.needs_input_grad)
+        kept: list[Tensor | None] = []
         for segment in row.segments:
-            for start, stop in _blocks_of(segment):
-                p = _probabilities(q, k, row, segment, (start, stop), scale, window)  # [J, R*B, S]
-                o = torch.bmm(p, _seen(v, segment, stop))  # [J, R*B, D]
-                out[start:stop] = _unfold(o, heads)
+            keys, values = _seen(k, segment), _seen(v, segment)
+            for block in _blocks_of(segment):
+                p = _probabilities(by_key_head, keys, row, block, window)  # [J, B*R, S]
+                out[:, block.start : block.stop] = torch.bmm(p, values[:, : block.seen]).view(
+                    -1, block.size, *out.shape[2:]
+                )
+                kept.append(p if keep and block.seen <= KEEP * q.shape[-1] else None)
         ctx.save_for_backward(q, k, v)
-        ctx.row, ctx.scale, ctx.window = row, scale, window
-        return out
+        ctx.row, ctx.scale, ctx.window, ctx.kept = row, scale, window, kept
+        return _scatter_heads(out)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         wide = torch.promote_types(q.dtype, torch.float32)  # a prompt's keys collect from every completion
-        dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+        by_key_head = _gather_heads(q, k.shape[0]).mul_(ctx.scale)  # [J, T, R, D]
+        g = _gather_heads(grad.transpose(0, 1), k.shape[0])  # [J, T, R, D]
+        dq = torch.empty_like(by_key_head)
         dk, dv = torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
-        heads = q.shape[0]
+        kept = iter(ctx.kept)
         for segment in ctx.row.segments:
-            first, last = segment.context
-            size = last - first
-            for start, stop in _blocks_of(segment):
-                p = _probabilities(q, k, ctx.row, segment, (start, stop), ctx.scale, ctx.window)
-                g = _fold(grad[start:stop].transpose(0, 1), k.shape[0])  # [J, R*B, D]
-                seen_k, seen_v = _seen(k, segment, stop), _seen(v, segment, stop)
-                pull_v = torch.bmm(p.transpose(1, 2), g)  # [J, S, D]
-                pull = torch.bmm(g, seen_v.transpose(1, 2))  # [J, R*B, S]
-                pull = torch.ops.aten._softmax_backward_data(pull, p, -1, p.dtype).mul_(ctx.scale)
-                dq[:, start:stop] = torch.bmm(pull, seen_k).view(heads, stop - start, -1)
-                pull_k = torch.bmm(pull.transpose(1, 2), _fold(q[:, start:stop], k.shape[0]))  # [J, S, D]
-                for total, part in ((dk, pull_k), (dv, pull_v)):
-                    if size:
-                        total[:, first:last] += part[:, :size]
-                    total[:, segment.start : stop] += part[:, size:]
+            keys, values = _seen(k, segment), _seen(v, segment)
+            for block in _blocks_of(segment):
+                p = next(kept)
+                if p is None:
+                    p = _probabilities(by_key_head, keys, ctx.row, block, ctx.window)
+                pulled = _rows(g, block)  # [J, B*R, D]
+                _add(dv, torch.bmm(p.transpose(1, 2), pulled), block)
+                pull = torch.bmm(pulled, values[:, : block.seen].transpose(1, 2))  # [J, B*R, S]
+                pull = torch.ops.aten._softmax_backward_data(pull, p, -1, p.dtype)
+                dq[:, block.start : block.stop] = torch.bmm(pull, keys[:, : block.seen]).view(
+                    -1, block.size, *dq.shape[2:]
+                )
+                _add(dk, torch.bmm(pull.transpose(1, 2), _rows(by_key_head, block)), block)
+        ctx.kept = None
+        dq = _scatter_heads(dq.mul_(ctx.scale)).transpose(0, 1)
         return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
-def _fold(x: Tensor, key_heads: int) -> Tensor:
-    """[H, B, D] -> [J, R*B, D]: the query heads that share a key head side by side."""
-    return x.reshape(key_heads, -1, x.shape[-1])
+@dataclass(frozen=True)
+class _Block:
+    """Query rows start to stop of a segment. seen: keys they are given, context first, rounded up to the SIMD width."""
+
+    segment: Segment
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def before(self) -> int:
+        """Keys that every row of the block sees."""
+        first, last = self.segment.context
+        return last - first + self.start - self.segment.start
+
+    @property
+    def seen(self) -> int:
+        return _rounded(self.before + self.size)
 
 
-def _unfold(x: Tensor, heads: int) -> Tensor:
-    """[J, R*B, D] -> [B, H, D]."""
-    return x.view(heads, -1, x.shape[-1]).transpose(0, 1)
+def _blocks_of(segment: Segment) -> list[_Block]:
+    """The segment's queries, at most BLOCK rows at a time."""
+    return [
+        _Block(segment, start, min(start + BLOCK, segment.stop)) for start in range(segment.start, segment.stop, BLOCK)
+    ]
 
 
-def _probabilities(
-    q: Tensor, k: Tensor, row: TreeRow, segment: Segment, block: tuple[int, int], scale: float, window: int | None
-) -> Tensor:
-    """Attention probabilities of one block, [J, R*B, S]."""
-    start, stop = block
-    seen = _seen(k, segment, stop)
-    scores = torch.bmm(_fold(q[:, start:stop], k.shape[0]) * scale, seen.transpose(1, 2))  # [J, R*B, S]
-    by_row = scores.view(k.shape[0], -1, stop - start, scores.shape[-1])  # [J, R, B, S]
-    size = stop - start
-    by_row[..., -size:].masked_fill_(_future(size, q.device), float("-inf"))
-    if window is not None and scores.shape[-1] > window:
-        by_row.masked_fill_(_too_far(row, segment, block, window), float("-inf"))
+def _rounded(size: int) -> int:
+    return -(-size // LANES) * LANES
+
+
+def _gather_heads(x: Tensor, key_heads: int) -> Tensor:
+    """[H, T, D] -> a new [J, T, R, D]."""
+    grouped = x.unflatten(0, (key_heads, -1)).transpose(1, 2)  # [J, T, R, D]
+    return grouped.clone(memory_format=torch.contiguous_format)
+
+
+def _scatter_heads(x: Tensor) -> Tensor:
+    """[J, T, R, D] -> [T, H, D]."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def _rows(x: Tensor, block: _Block) -> Tensor:
+    """A block's rows of [J, T, R, D], as [J, B*R, D]."""
+    return x[:, block.start : block.stop].flatten(1, 2)
+
+
+def _seen(x: Tensor, segment: Segment) -> Tensor:
+    """The keys or values a segment sees, context first, zeros up to a whole number of lanes: [J, T, D] -> [J, S, D]."""
+    first, last = segment.context
+    length = last - first + segment.stop - segment.start
+    spare = x.new_zeros(x.shape[0], _rounded(length) - length, x.shape[2])
+    return torch.cat([x[:, first:last], x[:, segment.start : segment.stop], spare], 1)
+
+
+def _add(total: Tensor, part: Tensor, block: _Block) -> None:
+    """Give a gradient of the keys a block saw, [J, S, D], back to where they stand in the row, [J, T, D]."""
+    first, last = block.segment.context
+    size = last - first
+    if size:
+        total[:, first:last] += part[:, :size]
+    total[:, block.segment.start : block.stop] += part[:, size : block.before + block.size]
+
+
+def _probabilities(q: Tensor, keys: Tensor, row: TreeRow, block: _Block, window: int | None) -> Tensor:
+    """Attention probabilities of one block, [J, B*R, S], from scaled queries [J, T, R, D]."""
+    scores = torch.bmm(_rows(q, block), keys[:, : block.seen].transpose(1, 2))  # [J, B*R, S]
+    by_row = scores.view(len(q), block.size, -1, block.seen)  # [J, B, R, S]
+    own = block.seen - block.before
+    by_row[..., block.before :] += _future(block.size, own, q.dtype, q.device)[:, None]
+    if window is not None and block.before + block.size > window:
+        by_row.masked_fill_(_too_far(row, block, window)[:, None], float("-inf"))
     return torch.softmax(scores, -1, out=scores)
 
 
+def _future(size: int, own: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[B, own] -inf where a key of the block (or a spare one) comes after the query, else 0."""
+    return _triangle(BLOCK, dtype, device)[:size, :own]
+
+
 @cache
-def _future(size: int, device: torch.device) -> Tensor:
-    """[B, B] True above the diagonal."""
-    return torch.ones(size, size, dtype=torch.bool, device=device).triu_(1)
+def _triangle(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((size, size + LANES), float("-inf"), dtype=dtype, device=device).triu_(1)
 
 
-def _too_far(row: TreeRow, segment: Segment, block: tuple[int, int], window: int) -> Tensor:
+def _too_far(row: TreeRow, block: _Block, window: int) -> Tensor:
     """[B, S] True where a key lies `window` or more positions before its query."""
-    start, stop = block
-    key = _seen(row.positions[None, :, None], segment, stop)[0, :, 0]
-    return key[None] <= row.positions[start:stop, None] - window
+    key = _seen(row.positions[None, :, None], block.segment)[0, : block.seen, 0]
+    return key[None] <= row.positions[block.start : block.stop, None] - window
 
 
 def _plain(
@@ -167,21 +225,23 @@ def _plain(
     wide = torch.promote_types(q.dtype, torch.float32)
     out: list[tuple[int, Tensor]] = []
     for segment in row.segments:
-        for start, stop in _blocks_of(segment):
-            scores = torch.bmm(q[:, start:stop], _seen(k, segment, stop).transpose(1, 2)) * scale  # [H, B, S]
+        keys, values = _seen(k, segment), _seen(v, segment)
+        for block in _blocks_of(segment):
+            scores = (
+                torch.bmm(q[:, block.start : block.stop], keys[:, : block.seen].transpose(1, 2)) * scale
+            )  # [H, B, S]
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
-            size = stop - start
-            hidden = torch.zeros(size, scores.shape[-1], dtype=torch.bool, device=q.device)
-            hidden[:, -size:] = _future(size, q.device)
+            hidden = torch.zeros(block.size, block.seen, dtype=torch.bool, device=q.device)
+            hidden[:, block.before :] = _future(block.size, block.seen - block.before, wide, q.device) < 0
             if window is not None:
-                hidden |= _too_far(row, segment, (start, stop), window)
+                hidden |= _too_far(row, block, window)
             scores = scores.masked_fill(hidden, float("-inf"))
             if sinks is not None:
-                extra = sinks.to(scores.dtype).view(-1, 1, 1).expand(-1, size, 1)
+                extra = sinks.to(scores.dtype).view(-1, 1, 1).expand(-1, block.size, 1)
                 scores = torch.cat([scores, extra], -1)
-            p = torch.softmax(scores, -1, dtype=wide).to(q.dtype)[..., : hidden.shape[1]]
-            out.append((start, torch.bmm(p, _seen(v, segment, stop)).transpose(0, 1)))  # [B, H, D]
+            p = torch.softmax(scores, -1, dtype=wide).to(q.dtype)[..., : block.seen]
+            out.append((block.start, torch.bmm(p, values[:, : block.seen]).transpose(0, 1)))  # [B, H, D]
     return torch.cat([o for _, o in sorted(out, key=lambda item: item[0])])[None]
 
 
