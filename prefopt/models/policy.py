@@ -78,6 +78,8 @@ class Policy:
     def head(self) -> Head:
         """The model's language-model head, with the scale and soft cap its family applies to logits."""
         linear, config = self.inner.get_output_embeddings(), text_config(self.inner)
+        if hasattr(linear, "lora_A"):  # its `weight` is the base layer's alone: the adapter would never be trained
+            raise RuntimeError("the head carries an adapter of its own")
         scale = getattr(config, "logit_scale", None) or 1.0
         divide = getattr(config, "logits_scaling", None) or 1.0
         cap = getattr(config, "final_logit_softcapping", None)
@@ -152,10 +154,13 @@ def choose(policy: Policy, wanted: Literal["auto", "tree", "padded"] = "auto") -
     closer than a change of one prompt token moves them. Where rounding hides such a change (16-bit weights, untrained
     model) a small model is probed in float32. RuntimeError if the user insists on "tree" and the probe says no.
     """
-    judge = _probe(policy)
+    bare = copy.copy(policy)
+    bare.value = None  # the probe compares log-probs; a model without a chunked head has them too
+    judge = _probe(bare)
     if judge.unsure and sum(p.numel() for p in policy.inner.parameters()) <= SMALL:
         policy._attend(policy.plain_attention)
         judge = _probe(Policy(copy.deepcopy(policy.inner).float()))
+    policy._attend(policy.plain_attention)  # some models run, and are wrong, on the packed tree's attention
     policy.fused_head = judge.head_problem is None
     head = "chunked head" if policy.fused_head else f"full logits ({judge.head_problem})"
     name = type(policy.inner).__name__
