@@ -69,9 +69,7 @@ def load(source: str | Path, options: ModelOptions = ModelOptions(), device: tor
     if quantization is None:
         nn.Module.to(model, device)
     if options.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-        model.train()  # transformers recomputes only in training mode; dropout is off either way
+        save_memory(model)
     return Loaded(model, tokenizer, str(source), adapter)
 
 
@@ -100,6 +98,15 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return DTYPES[name]
+
+
+def save_memory(model: Any) -> None:
+    """Recompute activations layer by layer in backward. Dropout must be off: the model goes to training mode."""
+    # a 5.x release renamed it
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    model.train()  # transformers recomputes only in training mode
 
 
 def turn_dropout_off(model: nn.Module) -> None:
