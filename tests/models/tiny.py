@@ -71,7 +71,7 @@ PACKED: dict[str, dict[str, Any]] = {
 }
 NOT_PACKED: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 8},
-    "qwen3_next": {**EXPERTS, "num_experts": 4, "num_hidden_layers": 4},
+    "qwen3_next": {**EXPERTS, "num_experts": 4, "layer_types": ["linear_attention", "full_attention"]},
     "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
     "bloom": {"n_layer": 2, "n_head": 4},
 }
@@ -81,7 +81,7 @@ def build(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> An
     """A random model whose matrices have standard deviation 0.2 (not the usual 0.02), so that wrong attention shows."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **{**BASE, **{**PACKED, **NOT_PACKED}[family], **changes})
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim >= 2:
