@@ -223,7 +223,7 @@ def rename(row: Row, names: dict[str, str]) -> Row:
                 f"{row.where}: map names column {theirs!r}, which the row lacks{_nearest(theirs, row.values)}"
             )
     taken = set(names.values())
-    kept = {key: value for key, value in row.values.items() if key not in taken and key not in names}
+    kept = {key: value for key, value in row.values.items() if key not in taken}
     return replace(row, values={**kept, **{ours: row.values[theirs] for ours, theirs in names.items()}})
 
 

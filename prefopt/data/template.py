@@ -54,9 +54,6 @@ class Encoder:
         ids = _ids(self.tokenizer, ["a"], special=True)[0]
         self.bos, self.eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         self.adds_bos = self.bos is not None and ids[:1] == [self.bos]
-        self.eos_text = self.tokenizer.eos_token or ""
-        if self.eos_text and _ids(self.tokenizer, [self.eos_text])[0][-1:] != [self.eos]:
-            self.eos_text = ""  # the text of the token is not read back as the token: its id is appended instead
         added = [str(token) for token in self.tokenizer.get_added_vocab()]
         self.specials = tuple({*added, *map(str, self.tokenizer.all_special_tokens)} - {""})
         active = self.chat_template or self.tokenizer.chat_template
@@ -82,20 +79,17 @@ class Encoder:
         return Rendered(record, None, [record.prompt or ""], [None], plain=True)
 
     def _text(self, record: Record, text: str) -> Rendered:
-        return Rendered(record, None, [self._ended(text)], [None], plain=True)
+        return Rendered(record, None, [text], [None], plain=True)
 
     def _plain(self, record: Record, prompt: str, kind: str) -> Rendered:
         texts = [text for text in record.completions if isinstance(text, str)]
-        wholes = [self._ended(prompt + text) for text in texts]
+        wholes = [prompt + text for text in texts]
         trained = [
             _outside(asides, len(prompt), len(whole)) for asides, whole in zip(record.asides, wholes, strict=False)
         ]
         if kind == "demonstrations" and self.train_on == "all":
             return Rendered(record, None, wholes, [None], plain=True)
         return Rendered(record, prompt, wholes, trained or [None] * len(wholes), plain=True)
-
-    def _ended(self, text: str) -> str:
-        return text if not self.eos_text or text.endswith(self.eos_text) else text + self.eos_text
 
     def _reply(self, record: Record, prompt: list[Message], kind: str) -> Rendered:
         asked = self._apply(record, prompt, answer=True)
@@ -324,7 +318,10 @@ class Encoder:
         return ids[1:] if self.adds_bos and ids[:2] == [self.bos, self.bos] else ids
 
     def _one_eos(self, ids: list[int], flags: list[bool], ends: bool) -> tuple[list[int], list[bool]]:
-        """Exactly one EOS at the end of an answer; none at the end of a prompt."""
+        """Exactly one EOS at the end of an answer; none at the end of a prompt.
+
+        Its id, not its text, so that it is one token whatever the tokenizer makes of the text.
+        """
         if self.eos is None:
             return ids, flags
         num = len(ids)
@@ -332,7 +329,7 @@ class Encoder:
             num -= 1
         ids, flags = ids[:num], flags[:num]
         if ends and ids[-1:] != [self.eos]:
-            return [*ids, self.eos], [*flags, True]
+            return [*ids, self.eos], [*flags, not flags or flags[-1]]
         return ids, flags
 
     def _unprompted(self, record: Record, sides: list[tuple[list[int], list[bool]]]) -> tuple[list[Any], int]:

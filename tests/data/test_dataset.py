@@ -86,6 +86,24 @@ def test_data_that_cannot_serve_is_refused_with_what_fits(tmp_path: Path) -> Non
             made(tmp_path, [row], kind)
 
 
+def test_ranked_siblings_of_a_tree_give_every_pair(tmp_path: Path) -> None:
+    replies = [{"text": f"{rank}", "role": "assistant", "rank": rank, "replies": []} for rank in (1, 0, 2)]
+    tree = {"message_id": "1", "parent_id": None, "text": "q", "role": "prompter", "replies": replies}
+    found = made(tmp_path, [tree]).examples
+    answers = [[TEXT.decode(tokens).strip(" </s>") for tokens in example.completions] for example in found]
+    assert answers == [["0", "1"], ["0", "2"], ["1", "2"]]
+    assert [TEXT.decode(e.completions[0]) for e in made(tmp_path, [tree], "demonstrations").examples] == [" 0</s>"]
+
+
+def test_messages_of_a_tree_one_per_row_are_gathered(tmp_path: Path) -> None:
+    rows = [{"message_id": "1", "parent_id": None, "text": "q", "role": "prompter"}]
+    rows += [{"message_id": str(n), "parent_id": "1", "text": f"{n}", "role": "assistant", "rank": n} for n in (2, 3)]  # type: ignore[dict-item]
+    [example] = made(tmp_path, rows).examples
+    assert [TEXT.decode(tokens) for tokens in example.completions] == [" 2</s>", " 3</s>"]
+    with pytest.raises(InputError, match=r"rows.jsonl:1: parent_id names no message of the file"):
+        made(tmp_path, rows[1:])
+
+
 def test_ties_single_answers_and_bad_labels_are_counted(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "completions": [" b", " c"], "scores": scores} for scores in ([1, 1], [1, 2])]
     assert made(tmp_path, [*rows, {"prompt": "a", "completions": [" b"], "scores": [1]}]).dropped == {
@@ -199,7 +217,8 @@ def test_the_fingerprint_follows_tokens_and_order(tmp_path: Path) -> None:
     first = made(tmp_path, PAIRS).fingerprint
     assert made(tmp_path, PAIRS).fingerprint == first
     assert made(tmp_path, PAIRS[::-1]).fingerprint != first
-    assert made(tmp_path, [*PAIRS[:-1], PAIRS[-1] | {"chosen": " x"}]).fingerprint != first
+    assert made(tmp_path, [*PAIRS[:-1], PAIRS[-1] | {"chosen": " key found a"}]).fingerprint != first
+    assert made(tmp_path, [*PAIRS[:-1], PAIRS[-1] | {"prompt": "fox 8 the"}]).fingerprint != first
     swapped = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in PAIRS]
     assert made(tmp_path, swapped).fingerprint != first
 

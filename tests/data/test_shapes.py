@@ -156,6 +156,15 @@ def test_a_pair_whose_scores_tie_or_contradict_it_is_dropped_with_that_reason() 
         read(row | {"score_chosen": 1})
 
 
+def test_conversations_are_cut_where_both_still_answer() -> None:
+    longer = [*TALK, user("e"), assistant("f")]
+    assert one({"chosen": longer, "rejected": TALK})[:2] == (TALK[:3], [longer[3:], TALK[3:]])
+    other = [*TALK[:2], user("x"), assistant("d")]
+    assert one({"chosen": TALK, "rejected": other})[:2] == (TALK[:1], [TALK[1:], other[1:]])
+    with pytest.raises(RowError, match="chosen and rejected share no first message"):
+        read({"chosen": TALK, "rejected": [user("z"), assistant("b")]})
+
+
 def test_a_human_s_turn_inside_an_answer_of_a_transcript_is_set_aside() -> None:
     start, more = "\n\nHuman: a\n\nAssistant:", " b\n\nHuman: c\n\nAssistant: d"
     [record] = read({"chosen": start + more, "rejected": start + " e"})[2]

@@ -65,9 +65,14 @@ def test_a_token_that_merges_across_the_boundary_belongs_to_the_answer() -> None
 
 def test_pairs_share_the_prompt_that_both_answers_leave_whole() -> None:
     tokenizer = build()
-    example = one(tokenizer, "the ", "fox", "(so)", kind="pairs")
-    for text, tokens in zip(("the fox</s>", "the (so)</s>"), example.completions, strict=True):
-        assert example.prompt + tokens == tokenizer(text)["input_ids"]
+    for answers in (
+        ("fox", "\nkey"),
+        ("\nkey", "fox"),
+    ):  # the space of "the " merges with fox, and not with a line break
+        example = one(tokenizer, "the ", *answers, kind="pairs")
+        assert tokenizer.decode(example.prompt) == "the"
+        for text, tokens in zip(answers, example.completions, strict=True):
+            assert example.prompt + tokens == tokenizer(f"the {text}</s>")["input_ids"]
 
 
 @pytest.mark.parametrize("text", ["the key", "the key</s>", "the key</s></s>"])
@@ -213,6 +218,15 @@ def test_a_human_s_turn_inside_a_text_answer_is_not_trained() -> None:
     [example] = encoder.encode([encoder.render(record, "demonstrations")])
     assert isinstance(example, Example)
     assert trained_text(tokenizer, example) == [" b", " fox</s>"]
+
+
+def test_eos_is_not_trained_after_a_human_s_turn() -> None:
+    tokenizer, answer = build(adds_bos=True), " b\n\nHuman: a"
+    record = Record("r:1", "a key", [answer], [1.0], asides=[[(2, len(answer))]])
+    encoder = Encoder(tokenizer)
+    [example] = encoder.encode([encoder.render(record, "demonstrations")])
+    assert isinstance(example, Example)
+    assert trained_text(tokenizer, example) == [" b"]
 
 
 def test_a_template_that_marks_its_assistant_is_believed() -> None:
