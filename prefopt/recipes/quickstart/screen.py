@@ -121,7 +121,7 @@ class Screen:
             "  Ask it something:",
             f'    prefopt sample --model {model} --n 3 --prompt "{question}"',
             "  Hold it back less (a smaller beta) and see KL, stars and perplexity change:",
-            f"    prefopt train dpo {again} beta=0.03 learning_rate=2e-4",
+            f"    prefopt train dpo {again} beta=0.03 learning_rate=1e-4 epochs=2",
             "  Your own preferences, one JSON object a line,",
             '    {"prompt": "...", "chosen": "the better answer", "rejected": "the worse one"}',
             "  on a model of your choice; first look at what the model would see:",
