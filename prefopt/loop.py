@@ -54,6 +54,23 @@ class LoopOptions:
     # updates in a row with a gradient that is not finite before the run stops
     max_bad_steps: int = 5
 
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_steps", "eval_every", "tokens_per_forward", "max_bad_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("learning_rate", "epochs", "max_grad_norm", "adam_eps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup must be a share of the updates, 0 to 1, got {self.warmup}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+
 
 # told of every update (step, metrics) and every evaluation (metrics named eval/...)
 Listener = Callable[[int, dict[str, float]], None]
