@@ -152,7 +152,7 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
         "objective": objective.facts.name,
         "model": str(model_dir),
         "start": journal.first,
-        "end": journal.last,
+        "end": {**journal.last, **(best.metrics if best else {})},
         "best_step": best.step if best else None,
         "steps": steps,
         "learning_rate": peak,
@@ -182,20 +182,26 @@ def save(policy: Policy, tokenizer: Any, folder: Path) -> Path:
 
 
 class Best:
-    """Saves the weights whenever an evaluation beats every earlier one."""
+    """Saves the weights whenever an evaluation beats every earlier one.
+
+    step, metrics: of the evaluation whose weights are kept.
+    """
 
     def __init__(self, run: RunOptions, out: Path, policy: Policy, tokenizer: Any) -> None:
         self.metric, self.folder, self.policy, self.tokenizer = run.eval_metric, out / "model", policy, tokenizer
         self.sign = 1.0 if self.metric == "eval/loss" else -1.0
         self.value, self.step = math.inf, 0
+        self.metrics: dict[str, float] = {}
 
     def listen(self, step: int, metrics: dict[str, float]) -> None:
         if not any(name.startswith("eval/") for name in metrics):
             return
         if self.metric not in metrics:
             raise InputError(f"eval_metric: {self.metric} is not measured; choose one of {', '.join(sorted(metrics))}")
-        if self.sign * metrics[self.metric] < self.value:
-            self.value, self.step = self.sign * metrics[self.metric], step
+        value = self.sign * metrics[self.metric]
+        if value < self.value or not self.metrics:  # the first in any case: there must be a result
+            self.value = math.inf if math.isnan(value) else value
+            self.step, self.metrics = step, metrics
             save(self.policy, self.tokenizer, self.folder)
 
     def finish(self) -> Path:
@@ -248,10 +254,13 @@ def _read(objective: Any, settings: dict[str, Any], tokenizer: Any) -> tuple[Dat
     data = load(run.data, tokenizer, objective.facts.data, options)
     if run.eval_data is not None:
         return data, load(run.eval_data, tokenizer, objective.facts.data, options)
-    if not run.eval_fraction or len(data.examples) < 2:
+    if not run.eval_fraction:
         return data, None
-    kept, held_out = split(data, run.eval_fraction, run.seed)
-    return (kept, held_out) if len(held_out.examples) and len(kept.examples) else (data, None)
+    if len(data.examples) < 2:
+        if run.keep == "best":
+            raise InputError(f"{run.data}: keep: best needs held-out rows and there is only one row; give eval_data")
+        return data, None
+    return split(data, run.eval_fraction, run.seed)
 
 
 def _policy(loaded: Loaded, settings: dict[str, Any], objective: Any, journal: Journal) -> Policy:
