@@ -219,17 +219,20 @@ def _prepare(run: RunOptions) -> Path:
     out = Path(run.out)
     problem = None
     if ranks.is_main():
-        if (out / "summary.json").exists() and not run.overwrite:
+        if ((out / "summary.json").exists() or (out / "model").exists()) and not run.overwrite:
             problem = f"{out}: already holds a run; choose another out, or overwrite=true"
+        if Path(run.model).resolve() == (out / "model").resolve():
+            problem = f"{out}: the result would be written over the model itself ({run.model}); choose another out"
         try:
             out.mkdir(parents=True, exist_ok=True)
             (out / ".writable").touch()
             (out / ".writable").unlink()
         except OSError as error:
             problem = f"{out}: cannot write there ({error.strerror}); choose another out"
-        if problem is None and run.overwrite:
+        if problem is None:
             shutil.rmtree(out / "model", ignore_errors=True)
-            (out / "metrics.jsonl").unlink(missing_ok=True)
+            for name in ("metrics.jsonl", "summary.json"):  # a run that broke off leaves the first
+                (out / name).unlink(missing_ok=True)
     problem = ranks.from_main(problem)
     if problem:
         raise InputError(problem)
