@@ -1,0 +1,433 @@
+"""Whole runs on a tiny model: what comes out loads elsewhere, and what cannot work is refused before it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from laws import largest_difference, save_model, weights, word_tokenizer, write_rows
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import prefopt
+from prefopt import config, metrics
+from prefopt.models.policy import Policy
+from prefopt.objectives import DPO, EVERY, SFT
+from prefopt.preflight import PreflightError
+from prefopt.recipes import train as recipe
+from prefopt.records import Example, InputError
+
+FAST = {"batch_size": 8, "max_steps": 3, "eval_fraction": 0.25, "learning_rate": 1e-2, "dtype": "float32"}
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    return save_model(tmp_path / "model")
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return write_rows(tmp_path / "pairs.jsonl", "pairs")
+
+
+@pytest.fixture
+def demonstrations(tmp_path):
+    return write_rows(tmp_path / "demonstrations.jsonl", "demonstrations")
+
+
+def run(objective: Any, model: Path, data: Path, out: Path, **options: Any) -> Any:
+    return prefopt.train(objective=objective, model=model, data=data, out=out, **{**FAST, **options})
+
+
+def journal(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def evaluations(out: Path) -> list[dict[str, Any]]:
+    return [line for line in journal(out) if "eval/loss" in line]
+
+
+def plain_logp(model: Any, example: Example) -> list[float]:
+    """Sum of each completion's token log-probs by plain transformers, nats."""
+    found = []
+    for completion in example.completions:
+        ids = torch.tensor([[*example.prompt, *completion]])
+        with torch.no_grad():
+            logp = model(input_ids=ids).logits[0].float().log_softmax(-1)
+        found.append(sum(float(logp[len(example.prompt) + i - 1, token]) for i, token in enumerate(completion)))
+    return found
+
+
+def held_out_loss(result: Any, model: Any, reference: Any, beta: float = 0.1) -> float:
+    """The DPO loss of a run's held-out rows, from nothing but transformers and the formula."""
+    given = config.read_recipe(result.model_dir.parent / "config.yaml")
+    given.pop("objective")
+    settings = config.resolve(config.sections("dpo"), given)
+    _, held_out = recipe._read(DPO(), settings, word_tokenizer())
+    losses = []
+    for example in held_out.examples:
+        ratio = torch.tensor(plain_logp(model, example)) - torch.tensor(plain_logp(reference, example))
+        assert example.scores == [1.0, 0.0]
+        losses.append(-torch.nn.functional.logsigmoid(beta * (ratio[0] - ratio[1])).item())
+    return sum(losses) / len(losses)
+
+
+# ---------------------------------------------------------------- what comes out
+
+
+def test_sft_lowers_the_held_out_loss_and_the_result_loads_in_plain_transformers(model_dir, demonstrations, tmp_path):
+    result = run(SFT(), model_dir, demonstrations, tmp_path / "run", max_steps=8)
+    assert result.summary["end"]["eval/loss"] < result.summary["start"]["eval/loss"] - 0.1
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(result.model_dir),
+        AutoTokenizer.from_pretrained(result.model_dir),
+    )
+    assert largest_difference(weights(model), weights(AutoModelForCausalLM.from_pretrained(model_dir))) > 1e-3
+    assert tokenizer("red cat : good")["input_ids"] == word_tokenizer()("red cat : good")["input_ids"]
+    ids = torch.tensor([tokenizer("red cat :")["input_ids"]])
+    assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] <= 6
+
+
+def test_dpo_result_gives_in_plain_transformers_the_loss_that_the_run_reported(model_dir, pairs, tmp_path):
+    result = run(DPO(), model_dir, pairs, tmp_path / "run", max_steps=6)
+    model, start = (AutoModelForCausalLM.from_pretrained(folder) for folder in (result.model_dir, model_dir))
+    assert result.summary["start"]["eval/loss"] == pytest.approx(0.693147, abs=1e-4)
+    assert result.summary["end"]["eval/loss"] == pytest.approx(held_out_loss(result, model, start), abs=1e-5)
+    assert result.summary["end"]["eval/loss"] < 0.66
+
+
+def test_lora_result_is_an_adapter_that_gives_the_loss_the_run_reported(model_dir, pairs, tmp_path):
+    result = run(DPO(), model_dir, pairs, tmp_path / "run", max_steps=6, lora_rank=4)
+    start = AutoModelForCausalLM.from_pretrained(model_dir)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), result.model_dir)
+    assert not list(result.model_dir.glob("model*.safetensors"))
+    assert result.summary["end"]["eval/loss"] == pytest.approx(held_out_loss(result, model, start), abs=1e-5)
+    assert result.summary["end"]["eval/loss"] < 0.68
+
+
+def test_a_continued_adapter_takes_its_own_start_as_reference(model_dir, demonstrations, pairs, tmp_path):
+    first = run(SFT(), model_dir, demonstrations, tmp_path / "sft", max_steps=8, lora_rank=4).model_dir
+    base = AutoModelForCausalLM.from_pretrained(model_dir)
+    start = PeftModel.from_pretrained(base, first)
+    for where in ("cache", "adapter"):
+        result = run(DPO(), first, pairs, tmp_path / where, max_steps=6, reference=where)
+        assert result.summary["start"]["eval/loss"] == pytest.approx(0.693147, abs=1e-4)
+        end = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), result.model_dir)
+        assert {path.name for path in result.model_dir.iterdir() if path.is_dir()} == set()
+        assert result.summary["end"]["eval/loss"] == pytest.approx(held_out_loss(result, end, start), abs=1e-5)
+
+
+def test_all_places_of_the_reference_give_the_same_weights(model_dir, pairs, tmp_path):
+    ends = {
+        name: weights(
+            AutoModelForCausalLM.from_pretrained(run(DPO(), model_dir, pairs, tmp_path / name, **options).model_dir)
+        )
+        for name, options in {
+            "cache": {"reference": "cache"},
+            "copy": {"reference": "copy"},
+            "self": {"reference_model": str(model_dir)},
+            "self copied": {"reference_model": str(model_dir), "reference": "copy"},
+        }.items()
+    }
+    for end in ends.values():
+        assert largest_difference(end, ends["cache"]) < 1e-5
+
+
+def test_another_reference_model_is_the_one_that_counts(model_dir, pairs, tmp_path):
+    other = save_model(tmp_path / "other", seed=1)
+    result = run(DPO(), model_dir, pairs, tmp_path / "run", reference_model=other)
+    model, reference = (AutoModelForCausalLM.from_pretrained(folder) for folder in (result.model_dir, other))
+    assert abs(result.summary["start"]["eval/loss"] - 0.693147) > 1e-3
+    assert result.summary["end"]["eval/loss"] == pytest.approx(held_out_loss(result, model, reference), abs=1e-5)
+
+
+def test_second_run_takes_the_reference_from_the_cache(model_dir, pairs, tmp_path, capsys):
+    run(DPO(), model_dir, pairs, tmp_path / "first")
+    assert "0 rows from the cache, 24 computed" in capsys.readouterr().err
+    run(DPO(), model_dir, pairs, tmp_path / "second")
+    assert "24 rows from the cache, 0 computed" in capsys.readouterr().err
+    run(DPO(), save_model(tmp_path / "other", seed=1), pairs, tmp_path / "third")
+    assert "0 rows from the cache, 24 computed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("objective", [cls() for cls in EVERY.values()], ids=list(EVERY))
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_gradient_checkpointing_changes_memory_only(objective, lora_rank, model_dir, pairs, demonstrations, tmp_path):
+    data = pairs if objective.facts.data == "pairs" else demonstrations
+    ends = []
+    for on in (False, True):
+        result = run(objective, model_dir, data, tmp_path / str(on), gradient_checkpointing=on, lora_rank=lora_rank)
+        ends.append(result.summary["end"])
+    assert ends[1]["grad_norm"] == pytest.approx(ends[0]["grad_norm"], rel=1e-4)
+    assert ends[1]["eval/loss"] == pytest.approx(ends[0]["eval/loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", [cls() for cls in EVERY.values()], ids=list(EVERY))
+def test_bfloat16_weights_learn_and_stay_bfloat16(objective, model_dir, pairs, demonstrations, tmp_path):
+    data = pairs if objective.facts.data == "pairs" else demonstrations
+    result = run(objective, model_dir, data, tmp_path / "run", dtype="bfloat16", max_steps=8)
+    assert result.summary["end"]["eval/loss"] < result.summary["start"]["eval/loss"] - 0.02
+    model = AutoModelForCausalLM.from_pretrained(result.model_dir, dtype="auto")
+    assert next(model.parameters()).dtype == torch.bfloat16
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others(model_dir, pairs, tmp_path):
+    ends = []
+    for number, seed in enumerate((3, 3, 4)):
+        result = run(DPO(), model_dir, pairs, tmp_path / str(number), seed=seed, lora_rank=2)
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), result.model_dir)
+        ends.append(weights(model))
+    assert largest_difference(ends[0], ends[1]) == 0
+    assert largest_difference(ends[0], ends[2]) > 1e-4
+
+
+# ---------------------------------------------------------------- the best weights
+
+
+def test_keep_best_writes_the_weights_of_the_best_evaluation(model_dir, pairs, tmp_path):
+    """At this rate the loss ends above its best: the weights kept must be the ones that had the best."""
+    out = tmp_path / "run"
+    options = {"keep": "best", "eval_every": 1, "learning_rate": 0.1, "max_steps": 8, "schedule": "constant"}
+    result = run(DPO(), model_dir, pairs, out, **options)
+    seen = {line["step"]: line["eval/loss"] for line in evaluations(out)}
+    best = min(seen, key=lambda step: seen[step])
+    assert best not in (0, 8)
+    assert result.summary["best_step"] == best
+    model, start = (AutoModelForCausalLM.from_pretrained(folder) for folder in (result.model_dir, model_dir))
+    assert held_out_loss(result, model, start) == pytest.approx(seen[best], abs=1e-4)
+
+
+def test_summary_and_card_report_the_weights_that_were_kept(model_dir, pairs, tmp_path):
+    out = tmp_path / "run"
+    options = {"keep": "best", "eval_every": 1, "learning_rate": 0.1, "max_steps": 8, "schedule": "constant"}
+    result = run(DPO(), model_dir, pairs, out, **options)
+    best = min(line["eval/loss"] for line in evaluations(out))
+    assert result.summary["end"]["eval/loss"] == best
+    assert f"| eval/loss | 0.6931 | {best:.4g} |" in (result.model_dir / "README.md").read_text(encoding="utf-8")
+
+
+def test_keep_best_by_a_metric_where_more_is_better(model_dir, pairs, tmp_path):
+    out = tmp_path / "run"
+    result = run(
+        DPO(), model_dir, pairs, out, keep="best", eval_every=1, eval_metric="eval/rewards/accuracies", max_steps=5
+    )
+    seen = [(line["eval/rewards/accuracies"], -line["step"]) for line in evaluations(out)]
+    assert result.summary["best_step"] == -max(seen)[1]
+
+
+def test_keep_best_by_a_metric_that_is_not_measured_says_which_are(model_dir, pairs, tmp_path):
+    with pytest.raises(InputError, match=r"eval_metric: eval/win_rate is not measured; choose one of .*eval/loss"):
+        run(DPO(), model_dir, pairs, tmp_path / "run", keep="best", eval_metric="eval/win_rate")
+
+
+def test_keep_best_without_a_held_out_row_is_refused(model_dir, tmp_path):
+    with pytest.raises(InputError, match="keep: best needs held-out rows"):
+        run(DPO(), model_dir, write_rows(tmp_path / "one.jsonl", "pairs", 1), tmp_path / "run", keep="best")
+    with pytest.raises(InputError, match="keep: best needs held-out rows"):
+        run(
+            DPO(),
+            model_dir,
+            write_rows(tmp_path / "two.jsonl", "pairs", 2),
+            tmp_path / "run",
+            keep="best",
+            eval_fraction=0.0,
+        )
+
+
+def test_eval_data_is_what_is_evaluated_and_nothing_else_is_held_out(model_dir, pairs, tmp_path):
+    other = write_rows(tmp_path / "other.jsonl", "pairs", 5, seed=9)
+    result = run(DPO(), model_dir, pairs, tmp_path / "run", eval_data=other)
+    assert (result.summary["data"]["rows"], result.summary["held_out_rows"]) == (24, 5)
+    without = run(DPO(), model_dir, pairs, tmp_path / "without", eval_fraction=0.0)
+    assert without.summary["held_out_rows"] == 0 and not evaluations(tmp_path / "without")
+
+
+# ---------------------------------------------------------------- the run folder
+
+
+def strict_json(text: str) -> Any:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_the_run_folder_holds_config_metrics_summary_and_card(model_dir, pairs, tmp_path):
+    out = tmp_path / "run"
+    result = run(DPO(beta=0.3), model_dir, pairs, out, max_steps=4, eval_every=2)
+    assert {path.name for path in out.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "model"}
+    lines = journal(out)
+    assert [line["step"] for line in lines] == [0, 1, 2, 2, 3, 4, 4]
+    for line in lines:
+        for name in line.keys() - {"step"}:
+            metrics.known(name)
+    summary = strict_json((out / "summary.json").read_text(encoding="utf-8"))
+    assert summary["steps"] == 4 and summary["objective"] == "dpo"
+    assert summary["data"]["rows"] + summary["held_out_rows"] == 24
+    assert summary["start"]["loss"] == lines[1]["loss"] and summary["end"]["loss"] == lines[5]["loss"]
+    assert summary["start"]["eval/loss"] == lines[0]["eval/loss"]
+    card = (result.model_dir / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["base_model"] == str(model_dir) and "dpo" in front["tags"] and front["library_name"] == "transformers"
+    assert "beta: 0.3" in card and "arXiv:2305.18290" in card and str(pairs) in card
+
+
+def test_the_config_that_is_written_repeats_the_run(model_dir, pairs, tmp_path):
+    first = run(DPO(beta=0.3), model_dir, pairs, tmp_path / "first", lora_rank=2, seed=5)
+    given = config.read_recipe(tmp_path / "first" / "config.yaml")
+    assert given.pop("objective") == "dpo"
+    settings = config.flat(config.resolve(config.sections("dpo"), given))
+    objective = DPO(beta=settings.pop("beta"))
+    second = prefopt.train(objective=objective, **{**settings, "out": str(tmp_path / "second")})
+    again = {**second.summary, **{key: first.summary[key] for key in ("seconds", "model")}}
+    timed = {"tokens_per_second": None}
+    assert {**again, "end": {**again["end"], **timed}, "start": {**again["start"], **timed}} == {
+        **first.summary,
+        "end": {**first.summary["end"], **timed},
+        "start": {**first.summary["start"], **timed},
+    }
+
+
+def test_a_metric_that_is_not_registered_is_refused(model_dir, pairs, tmp_path, monkeypatch):
+    plain = DPO.loss
+
+    def loss(self: Any, *args: Any) -> Any:
+        total, seen = plain(self, *args)
+        return total, {**seen, "rewards/vibes": seen["rewards/chosen"]}
+
+    monkeypatch.setattr(DPO, "loss", loss)
+    with pytest.raises(KeyError, match=r"rewards/vibes' is not registered in prefopt/metrics\.py"):
+        run(DPO(), model_dir, pairs, tmp_path / "run")
+
+
+# ---------------------------------------------------------------- what is refused, and when
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch):
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(recipe, "load_model", refuse)
+
+
+def test_an_existing_run_is_not_overwritten_unless_asked(model_dir, pairs, tmp_path):
+    out = tmp_path / "run"
+    run(DPO(), model_dir, pairs, out)
+    before = (out / "summary.json").read_bytes()
+    with pytest.raises(InputError, match="run: already holds a run; choose another out, or overwrite=true"):
+        run(DPO(), model_dir, pairs, out)
+    assert (out / "summary.json").read_bytes() == before
+    run(DPO(), model_dir, pairs, out, overwrite=True, max_steps=1)
+    assert max(line["step"] for line in journal(out)) == 1
+
+
+def test_a_result_is_never_written_over_the_model_it_comes_from(model_dir, pairs, nothing_loads):
+    with pytest.raises(InputError, match="the result would be written over the model itself"):
+        run(DPO(), model_dir, pairs, model_dir.parent, overwrite=True)
+    AutoModelForCausalLM.from_pretrained(model_dir)
+
+
+def test_a_run_that_broke_off_leaves_nothing_that_a_new_one_mixes_with_its_own(model_dir, pairs, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    run(DPO(), model_dir, pairs, out)
+    monkeypatch.setattr(recipe, "save", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(DPO(), model_dir, pairs, out, overwrite=True)
+    assert not (out / "summary.json").exists()  # of the run that is gone
+    monkeypatch.undo()
+    run(DPO(), model_dir, pairs, out, max_steps=2)
+    assert [line["step"] for line in journal(out)] == [0, 1, 2, 2]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    model_dir, pairs, tmp_path, nothing_loads
+):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/run: cannot write there \(.*\); choose another out"):
+        run(DPO(), model_dir, pairs, tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_refused_before_anything_is_loaded(model_dir, pairs, tmp_path, nothing_loads):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(InputError, match="cannot write there"):
+        run(DPO(), model_dir, pairs, tmp_path / "locked" / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora_rnak": 4}, "lora_rnak: unknown option; did you mean lora_rank"),
+        ({"reference": "adapter"}, "reference: adapter needs lora_rank"),
+        ({"reference": "adapter", "lora_rank": 4, "reference_model": "x/y"}, "reference: adapter contradicts"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"epochs": 0.0}, "epochs must be above 0"),
+        ({"eval_every": 0}, "eval_every must be at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate must"),
+        ({"warmup": 1.5}, "warmup must"),
+        ({"tokens_per_forward": 0}, "tokens_per_forward must be at least 1"),
+        ({"eval_fraction": 1.0}, "eval_fraction must be at least 0 and below 1"),
+        ({"keep": "best", "eval_fraction": 0.0}, "keep: best needs held-out rows"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_anything_is_loaded(
+    options, message, model_dir, pairs, tmp_path, nothing_loads
+):
+    with pytest.raises(InputError, match=message):
+        run(DPO(), model_dir, pairs, tmp_path / "run", **options)
+
+
+def test_missing_data_is_refused_before_anything_is_loaded(model_dir, tmp_path, nothing_loads):
+    with pytest.raises(InputError, match="nowhere"):
+        run(DPO(), model_dir, tmp_path / "nowhere.jsonl", tmp_path / "run")
+
+
+def test_a_failed_upload_keeps_the_files_and_says_how_to_retry(model_dir, pairs, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", fail)
+    out = tmp_path / "run"
+    with pytest.raises(
+        InputError, match=r"me/mine: the upload failed \(no route to host\); the model is safe; retry with `hf upload"
+    ):
+        run(DPO(), model_dir, pairs, out, push_to_hub="me/mine")
+    assert (out / "summary.json").exists() and (out / "model" / "README.md").exists()
+    AutoModelForCausalLM.from_pretrained(out / "model")
+
+
+def test_nothing_is_uploaded_unless_asked(model_dir, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "_push", lambda *args: pytest.fail("uploaded"))
+    run(DPO(), model_dir, pairs, tmp_path / "run")
+
+
+# ---------------------------------------------------------------- step-0 identities
+
+
+def test_preflight_stops_a_broken_run_unless_it_is_off(model_dir, pairs, tmp_path, monkeypatch):
+    plain = Policy.score
+
+    def noisy(self: Any, batch: Any, layout: Any) -> Any:
+        out = plain(self, batch, layout)
+        return out._replace(logp=out.logp + 0.1 * torch.rand_like(out.logp))
+
+    monkeypatch.setattr(Policy, "score", noisy)
+    with pytest.raises(PreflightError, match="two passes over the same rows differ"):
+        run(DPO(), model_dir, pairs, tmp_path / "on")
+    assert run(DPO(), model_dir, pairs, tmp_path / "off", preflight="off").summary["steps"] == 3
+
+
+def test_a_dry_plan_counts_what_the_run_then_does(model_dir, pairs, tmp_path, nothing_loads):
+    plan = recipe.plan(objective=DPO(), model=model_dir, data=pairs, out=tmp_path / "run", batch_size=8, epochs=2.0)
+    assert len(plan.data.examples) + len(plan.held_out.examples) == 24
+    assert plan.steps == 2 * -(-len(plan.data.examples) // 8)
+    assert not (tmp_path / "run").exists()
