@@ -121,8 +121,8 @@ _scalar("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "
 _scalar("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.")
 Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile("^<<$"), ["<"])
 Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
-Dumper.add_multi_representer(Path, lambda dumper, path: dumper.represent_str(str(path)))
 Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(TEXT, text, style_of(text)))
+Dumper.add_multi_representer(Path, lambda dumper, path: dumper.represent_data(str(path)))
 Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_list(list(value)))
 
 
@@ -163,7 +163,7 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 def read_recipe(path: str | Path) -> Layer:
     """The options of a YAML recipe. InputError `file:line: what, what to do` on anything but one mapping of names."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot read this recipe: {error.strerror or error}") from None
     except UnicodeDecodeError as error:

@@ -258,6 +258,17 @@ def test_samples_written_to_a_file_can_be_trained_on(capsys: Any, tmp_path: Path
     ]
 
 
+def test_a_completion_keeps_the_space_that_its_first_token_begins_with() -> None:
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({"\u2581Lily": 0, "\u2581and": 1, "</s>": 2}, unk_token="</s>"))
+    inner.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")
+    assert tokenizer.decode([1]) == "and", "decoded alone, the space is gone"
+    assert cli.continuation(tokenizer, [0], [1, 2]) == " and"
+
+
 def test_a_reader_sees_where_a_sample_was_cut() -> None:
     row = {"prompt": "ab", "completion": " c", "tokens": 4, "finished": False}
     assert cli.sample_text(row) == "> ab\n c  [cut at 4 tokens]"
@@ -355,8 +366,12 @@ def test_closed_streams_are_no_error() -> None:
     assert (done.returncode, done.stdout) == (2, "")
 
 
-def test_a_locale_that_cannot_show_a_character_is_no_error() -> None:
+def test_a_locale_that_cannot_show_a_character_is_no_error(tmp_path: Path) -> None:
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    path = tmp_path / "recipe.yaml"
+    path.write_text("objective: sft\nmodel: m\ndata: d\nout: \N{GREEK SMALL LETTER BETA}\n", encoding="utf-8")
+    done = prefopt("train", str(path), "--print-config", env={**os.environ, **plain})
+    assert done.returncode == 0 and "\nout: \\u03b2\n" in done.stdout
     done = prefopt("train", "dpo", "beta=\N{GREEK SMALL LETTER BETA}", env={**os.environ, **plain})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: beta: expected a number, got '\\") and done.stderr.isascii()
@@ -378,6 +393,14 @@ def test_a_bug_keeps_its_traceback(monkeypatch: Any) -> None:
     monkeypatch.setitem(cli.COMMANDS, "train", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train"])
+
+
+def test_for_machines_what_libraries_print_goes_to_stderr(capsys: Any) -> None:
+    with cli.libraries(machine=True):
+        print("chatter")
+    with cli.libraries(machine=False):
+        print("talk")
+    assert capsys.readouterr() == ("talk\n", "chatter\n")
 
 
 def test_a_summary_is_shown_as_lines() -> None:
