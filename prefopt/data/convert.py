@@ -31,7 +31,7 @@ def check(shape: Shape, kind: Kind, source: str) -> None:
 
 def convert(record: Record, shape: Shape, kind: Kind) -> Iterator[Record]:
     """The record as one or more of `kind`. Dropped, with the reason, where it cannot be one."""
-    if kind == shape.kind == "pairs" and record.completions[0] == record.completions[1]:
+    if shape.kind == "pairs" and kind in ("pairs", "labels") and record.completions[0] == record.completions[1]:
         raise Dropped("chosen and rejected are equal")
     if kind == "prompts":
         yield _asked(record)

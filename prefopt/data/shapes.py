@@ -51,6 +51,8 @@ def _pair(c: Columns) -> list[Record]:
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, list) and isinstance(chosen, str) and isinstance(rejected, str):
         chosen, rejected = _said(chosen), _said(rejected)
+    if prompt and all(isinstance(side, list) and side[: len(prompt)] == prompt for side in (chosen, rejected)):
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]  # whole conversations beside their prompt
     return [c.record(prompt, [chosen, rejected], [1.0, 0.0])]
 
 

@@ -139,10 +139,10 @@ class Encoder:
 
     def _check_whole(self, record: Record, messages: list[Message], whole: str) -> None:
         """RowError if the template silently leaves out a tool call, a tool's answer or a system turn."""
+        called = [_name(call) for item in messages for call in item.get("tool_calls") or []]
+        if called and self._apply(record, [_renamed(item) for item in messages]) == whole:
+            self._lost(record, f"tool calls ({called[0]})")
         for item in messages:
-            lost = [name for name in map(_name, item.get("tool_calls") or []) if name not in whole]
-            if lost:
-                self._lost(record, f"tool calls ({lost[0]})")
             # the longest word, since a template may escape or indent what it renders
             word = max(re.findall("[A-Za-z0-9]+", item["content"]), key=len, default="")
             if item["role"] in ("tool", "system") and word not in whole:
@@ -167,7 +167,8 @@ class Encoder:
         self.notes["prompts whose generation prompt differs from the rendered answer: it starts where they differ"] += 1
 
     def _unstable(self, record: Record, detail: str) -> None:
-        todo = "give a chat_template that renders a turn alike whatever follows, or one with {% generation %}"
+        todo = "give a chat_template that renders a turn alike whatever follows or has {% generation %}"
+        todo += ", or train_on=completion" if record.prompt is None else ""
         raise RowError(record.where, "the chat template rewrites earlier turns", todo, detail)
 
     def _turns(self, record: Record, messages: list[Message], first: int, whole: str) -> list[Span]:
@@ -186,7 +187,7 @@ class Encoder:
                 end = len(upto)
             else:
                 after = starts[place + 1] if place + 1 < len(starts) else len(whole)
-                end = self._stop(record, whole, starts[place], after, starts[-1])
+                end = self._stop(record, whole, starts[place], after, self._stop_token(messages[numbers[-1]], whole))
             spans.append((starts[place], end))
         return spans
 
@@ -199,11 +200,16 @@ class Encoder:
             self._unstable(record, f"{asked[same : same + 30]!r} became {whole[same : same + 30]!r}")
         return same
 
-    def _stop(self, record: Record, whole: str, start: int, before: int, last: int) -> int:
-        """The end of the first stop token after `start`; the stop token is the last special one of the last turn."""
-        ends = [(whole.rfind(token, last), token) for token in self.specials]
-        position, stop = max(ends, default=(-1, ""))
-        end = whole.find(stop, start, before) if position >= 0 else -1
+    def _stop_token(self, last: Message, whole: str) -> str:
+        """The special token that first follows the last answer's text; empty if none does."""
+        said = last["content"].strip()
+        tail = whole.rfind(said) + len(said)
+        places = [(whole.find(token, tail), token) for token in self.specials]
+        return min(((place, token) for place, token in places if place >= 0), default=(0, ""))[1]
+
+    def _stop(self, record: Record, whole: str, start: int, before: int, stop: str) -> int:
+        """The end of the first stop token after `start`."""
+        end = whole.find(stop, start, before) if stop else -1
         if end < 0:
             self._unstable(record, "no stop token tells where an answer ends")
         return end + len(stop)
@@ -279,10 +285,8 @@ class Encoder:
             return _trimmed(record, *sides[0]) if item.trained[0] is not None else _whole(record, sides[0][0])
         prompt = self._one_bos(found[item.prompt][0]) if item.plain else found[item.prompt][0]
         cut = min(_common(prompt, ids) for ids, _ in sides)
-        if cut < len(prompt) - (prompt[-1:] == [self.eos] and cut == len(prompt) - 1):
-            self.notes["prompts whose last token merges with the answer's first: the answer starts with it"] += (
-                item.plain
-            )
+        if item.plain and cut < len(prompt) - (prompt[-1:] == [self.eos]):
+            self.notes["prompts whose last token merges with the answer's first: the answer starts with it"] += 1
         if cut == 0:
             sides, cut = self._unprompted(record, sides)
         if any(len(ids) == cut for ids, _ in sides):
@@ -344,6 +348,17 @@ class Encoder:
 def _name(tool: dict[str, Any]) -> str:
     """The name of a function, or of a call of one, in the wrapper `{"type": "function", "function": ...}` or bare."""
     return str(tool.get("function", tool).get("name", ""))
+
+
+def _renamed(message: Message) -> Message:
+    """The message with its calls naming other functions: a template that renders calls renders it otherwise."""
+    calls = [
+        {**call, "function": {**call["function"], "name": _name(call) + "_"}}
+        if "function" in call
+        else {**call, "name": _name(call) + "_"}
+        for call in message.get("tool_calls") or []
+    ]
+    return {**message, "tool_calls": calls} if calls else message
 
 
 def _whole(record: Record, ids: list[int]) -> Example:

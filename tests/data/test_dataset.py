@@ -86,6 +86,11 @@ def test_data_that_cannot_serve_is_refused_with_what_fits(tmp_path: Path) -> Non
             made(tmp_path, [row], kind)
 
 
+def test_a_text_that_is_both_chosen_and_rejected_gives_no_labels(tmp_path: Path) -> None:
+    data = made(tmp_path, [PAIRS[0], {"prompt": "a", "chosen": " b", "rejected": " b"}], "labels")
+    assert (len(data), data.dropped) == (2, {"chosen and rejected are equal": 1})
+
+
 def test_ranked_siblings_of_a_tree_give_every_pair(tmp_path: Path) -> None:
     replies = [{"text": f"{rank}", "role": "assistant", "rank": rank, "replies": []} for rank in (1, 0, 2)]
     tree = {"message_id": "1", "parent_id": None, "text": "q", "role": "prompter", "replies": replies}

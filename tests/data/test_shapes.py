@@ -116,9 +116,10 @@ def test_the_pair_form_of_llama_factory() -> None:
     assert one(row) == ([user("a")], [[assistant("chosen")], [assistant("rejected")]], [1.0, 0.0])
 
 
-def test_a_text_prompt_beside_whole_conversations_is_not_said_twice() -> None:
+def test_a_prompt_beside_whole_conversations_is_not_said_twice() -> None:
     row = {"prompt": "a", "chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]}
-    assert one(row) == ([user("a")], [[assistant("b")], [assistant("c")]], [1.0, 0.0])
+    for prompt in ("a", [user("a")]):
+        assert one(row | {"prompt": prompt}) == ([user("a")], [[assistant("b")], [assistant("c")]], [1.0, 0.0])
 
 
 def test_labelled_messages_are_cut_after_the_last_user_turn() -> None:

@@ -247,6 +247,12 @@ def test_a_template_that_renders_its_last_turn_otherwise_is_handled() -> None:
     assert last == "<think>\n\n</think>\n\nshiny sun<|im_end|>\n"
 
 
+def test_a_template_that_ends_its_last_turn_twice_is_handled() -> None:
+    """Phi 3 puts EOS after the last end of turn: the token that ends a turn is the one that first follows its text."""
+    tokenizer = build(CHATML + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}")
+    assert trained_text(tokenizer, one(tokenizer, None, TALK)) == ["the key<|im_end|>", "shiny sun<|im_end|>\n</s>"]
+
+
 def test_a_generation_prompt_that_the_answer_drops_starts_the_answer_where_they_differ() -> None:
     tokenizer = build(PROMPT_THINKS)
     example = one(tokenizer, [user("a fox")], [assistant("the key")])
@@ -281,8 +287,9 @@ def test_what_the_template_refuses_is_said_with_its_own_words() -> None:
 def test_a_template_that_drops_a_tool_call_or_a_system_turn_is_refused() -> None:
     call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "find_key"}}]}
     assert "find_key" in trained_text(build(CHATML), one(build(CHATML), [user("a fox")], [call]))[0]
-    with pytest.raises(InputError, match=r"leaves out tool calls \(find_key\)"):
-        one(build(LLAMA3), [user("a fox")], [call])
+    for question in ("a fox", "find_key"):
+        with pytest.raises(InputError, match=r"leaves out tool calls \(find_key\)"):
+            one(build(LLAMA3), [user(question)], [call])
     silent = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
     with pytest.raises(InputError, match="leaves out system turns"):
         one(build(silent), [{"role": "system", "content": "old"}, user("a fox")], [assistant("key")])

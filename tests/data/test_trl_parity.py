@@ -14,6 +14,8 @@ import pytest
 from chat_styles import MARKED, STYLES, assistant, build, sentence, user
 
 from prefopt.data import DataOptions, load
+from prefopt.data.columns import Record
+from prefopt.data.template import Encoder
 
 trl = pytest.importorskip("trl", reason="parity needs TRL: pip install trl==1.16.*")
 datasets = pytest.importorskip("datasets")
@@ -122,6 +124,27 @@ def test_messages_under_a_marking_template_have_the_assistant_masks_of_trl(tmp_p
     line_break = tokenizer.encode("\n")
     assert ours == [(ids[:-1], flags[:-1]) for ids, flags in theirs]
     assert all(ids[-1:] == line_break and not flags[-1] for ids, flags in theirs)
+
+
+@pytest.mark.parametrize("name", ["cohere", "cohere2", "gemma", "gemma3", "lfm2", "llama3", "qwen3_instruct_2507"])
+def test_answers_found_without_marks_are_those_that_trl_marks(name: str) -> None:
+    """TRL has copies of some models' templates with `{% generation %}` marks; here the plain one does."""
+    import re
+
+    folder = Path(trl.__file__).parent / "chat_templates"
+    files = [folder / f"{name}.jinja", folder / f"{name}_training.jinja"]
+    if not all(file.is_file() for file in files):
+        pytest.skip(f"this TRL has no marked copy of the {name} template")
+    tokenizer = build()
+    special = sorted(set(re.findall(r"<[|]?[A-Za-z0-9_]+[|]?>", files[0].read_text())))
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    messages = [user("a fox"), assistant("the key"), user("old tree"), assistant("shiny sun")]
+    record = Record("r:1", None, [messages], [1.0])
+    plain, marked = (Encoder(tokenizer, chat_template=file.read_text()) for file in files)
+    assert marked.marks_assistant and not plain.marks_assistant
+    assert plain.encode([plain.render(record, "demonstrations")]) == marked.encode(
+        [marked.render(record, "demonstrations")]
+    )
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
