@@ -204,4 +204,5 @@ def cut_targets(batch: Batch, targets: Targets, start: int, stop: int) -> Target
         first, last = spans[len(x)]
         return x[first:last]
 
-    return type(targets)(*map(cut, targets))
+    kind: Any = type(targets)
+    return kind(*map(cut, targets))

@@ -16,12 +16,15 @@ log = logging.getLogger("prefopt")
 
 
 class Budget:
-    """A token budget per forward pass. It bounds memory and never changes a result: losses are sums."""
+    """A token budget per forward pass. It bounds memory and never changes a result: losses are sums.
 
-    def __init__(self, tokens: int) -> None:
+    halves: go on with half of it when memory runs out; not where processes must run as many passes as each other.
+    """
+
+    def __init__(self, tokens: int, halves: bool = True) -> None:
         if tokens < 1:
             raise InputError(f"tokens_per_forward must be at least 1, got {tokens}")
-        self.tokens = tokens
+        self.tokens, self.halves = tokens, halves
 
     def run(self, work: Callable[[int], T], smallest: int, undo: Callable[[], None] = lambda: None) -> T:
         """`work(tokens)`, again with half the budget whenever memory runs out.
@@ -40,6 +43,8 @@ class Budget:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            if not self.halves:
+                raise InputError(f"out of memory ({message}); a sharded run cannot adapt: lower tokens_per_forward")
             if self.tokens <= smallest:
                 advice = "gradient_checkpointing=true, a smaller max_length, lora_rank=16 or dtype=bfloat16"
                 raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -112,9 +112,8 @@ def update(
     def passes(tokens: int) -> Sums:
         sums = Sums()
         pieces = list(parts(batch, targets, tokens))
-        for number in range(ranks.all_max(len(pieces)) if settings.sharded else len(pieces)):
-            part, goal = pieces[min(number, len(pieces) - 1)]
-            share = weight if number < len(pieces) else 0.0  # sharded models gather in every pass: all run as many
+        for part, goal, counts in lockstep(pieces) if settings.sharded else [(*piece, True) for piece in pieces]:
+            share = weight if counts else 0.0
             loss, seen = objective.loss(part, models.policy(part), goal)
             (loss * (share / total)).backward()
             if share:
@@ -130,6 +129,15 @@ def update(
         torch.tensor(sum(batch.tokens_per_prompt()) * weight, dtype=torch.float64, device=total.device)
     )
     return {"loss": sums.mean_loss(total), **sums.means(), "grad_norm": norm, "tokens": float(tokens)}
+
+
+def lockstep(pieces: list[tuple[Batch, Any]]) -> Iterator[tuple[Batch, Any, bool]]:
+    """Every piece, then the last again until all processes ran as many: sharded models gather in every pass.
+
+    The third value is False for the repetitions, which must count nothing.
+    """
+    for number in range(ranks.all_max(len(pieces))):
+        yield (*pieces[min(number, len(pieces) - 1)], number < len(pieces))
 
 
 @dataclass(frozen=True)
@@ -180,9 +188,9 @@ def evaluate(
 
             def passes(tokens: int, batch: Batch = batch, targets: Any = targets, weight: float = weight) -> Sums:
                 part_sums = Sums()
-                for part, goal in parts(batch, targets, tokens):
+                for part, goal, counts in lockstep(list(parts(batch, targets, tokens))):
                     loss, seen = objective.loss(part, models.policy(part), goal)
-                    if weight:
+                    if weight and counts:
                         part_sums.add(loss, seen)
                 return part_sums
 

@@ -43,22 +43,25 @@ class Updater:
         other = [pair.master for pair in self.pairs if pair.weight.ndim < 2]
         groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
         self.adam = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, fused=_can_fuse(self.pairs)
+            [g for g in groups if g["params"]], lr=0.0, betas=betas, eps=eps, **_kernels(self.pairs)
         )
 
     def sum_over_processes(self) -> None:
-        """Add up the gradients of all processes; a parameter without one counts as zero. Sharded ones are summed
-        already.
+        """Add up the gradients of all processes; a parameter without one counts as zero.
+
+        Shards arrive averaged by FSDP2 (its one mode on every backend), so they are multiplied back.
         """
         if not ranks.active():
             return
-        grads = [pair.master.grad for pair in self.pairs if not _is_sharded(pair.master)]
-        if any(g is None for g in grads):
-            for pair in self.pairs:
-                if pair.master.grad is None:
-                    pair.master.grad = torch.zeros_like(pair.master)
-            grads = [pair.master.grad for pair in self.pairs if not _is_sharded(pair.master)]
-        for bucket in _buckets([g for g in grads if g is not None]):
+        grads = []
+        for pair in self.pairs:
+            if pair.master.grad is None:
+                pair.master.grad = torch.zeros_like(pair.master)
+            if _is_sharded(pair.master):
+                pair.master.grad.mul_(ranks.world())
+            else:
+                grads.append(pair.master.grad)
+        for bucket in _buckets(grads):
             flat = ranks.all_sum(torch.cat([g.flatten() for g in bucket]))
             for grad, total in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
                 grad.copy_(total.view_as(grad))
@@ -124,8 +127,13 @@ def _local(x: Tensor) -> Tensor:
     return x.to_local() if hasattr(x, "to_local") else x
 
 
+def _kernels(pairs: list[_Pair]) -> dict[str, bool]:
+    """One fused kernel where it exists; a parameter at a time where shards and whole tensors mix."""
+    return {"fused": True} if _can_fuse(pairs) else {"foreach": False}
+
+
 def _can_fuse(pairs: list[_Pair]) -> bool:
-    return all(p.master.is_floating_point() and p.master.device.type in ("cpu", "cuda") for p in pairs)
+    return all(p.master.device.type in ("cpu", "cuda") and not _is_sharded(p.master) for p in pairs)
 
 
 def _buckets(grads: list[Tensor]) -> Iterable[list[Tensor]]:

@@ -25,6 +25,8 @@ class ModelOptions:
     layout: Literal["auto", "tree", "padded"] = "auto"
     # recompute activations in backward: less memory, about a third more time
     gradient_checkpointing: bool = False
+    # split the decoder layers over the processes (FSDP2); without it every process holds the whole model
+    shard: bool = False
     # load the base model in 4-bit NF4 (QLoRA; needs a GPU and the `gpu` extra, and lora_rank)
     quantize: Literal["none", "nf4"] = "none"
     # run model code that comes with the weights; only for sources you trust

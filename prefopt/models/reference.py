@@ -6,10 +6,10 @@ Letters: N completions, K completion tokens.
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -111,13 +111,13 @@ class Cached:
         missing.sort(key=lambda example: example.num_tokens)  # short with short: passes of equal size
         share = missing[ranks.rank() :: ranks.world()]
         found: dict[bytes, np.ndarray] = {}
-        while share:
+        while ranks.all_max(len(share)):  # a sharded model needs every process in every pass
             size, total = 0, 0
             while size < len(share) and (not size or total + share[size].num_tokens <= budget.tokens):
                 total, size = total + share[size].num_tokens, size + 1
-            part, share = share[:size], share[size:]
-            found |= self._compute(part, budget)
-            progress(len(part) * ranks.world())
+            found |= self._compute(share[:size] or missing[:1], budget)
+            share = share[size:]
+            progress(size * ranks.world())
         everyone = ranks.gather(found)
         for one in everyone:
             self.known |= one
@@ -131,7 +131,7 @@ class Cached:
             raise RuntimeError("this cache was released; rows it has not seen cannot be computed")
 
         def score(tokens: int) -> Tensor:
-            with torch.no_grad():
+            with torch.no_grad(), at_start(self.policy.model):
                 return torch.cat([policy(part).logp.cpu() for part, _ in parts(batch, (), tokens)])
 
         logp = budget.run(score, smallest=max(batch.tokens_per_prompt()))
@@ -145,7 +145,7 @@ class Cached:
                 names, lengths, logp = file["keys"], file["lengths"], file["logp"]
             if lengths.sum() != len(logp) or len(names) != len(lengths):
                 raise ValueError("sizes disagree")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged archive fails in a dozen ways, and none may stop a run
             log.warning("%s: not a readable reference cache (%s); its rows are computed again", path, error)
             return
         rows = np.split(logp, np.cumsum(lengths)[:-1])
@@ -184,24 +184,40 @@ def keys(batch: Batch) -> list[bytes]:
 def weights_key(model: Any) -> str:
     """Hash of everything that decides a log-prob besides the tokens: weights, their precision, configuration.
 
-    A new adapter starts as a no-op, so its weights are left out; a continued one counts.
+    The adapter that is being trained is left out, so the name holds through a run: a new one starts as a no-op, and a
+    continued one counts by its frozen start.
     """
     digest = xxhash.xxh3_128()
-    for name, tensor in _reference_state(model):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    config = model.config.to_dict()
-    for unrelated in ("_name_or_path", "transformers_version", "use_cache", "_attn_implementation", "dtype"):
-        config.pop(unrelated, None)
-    digest.update(repr(sorted(config.items(), key=lambda item: item[0])).encode())
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor) and not (is_adapted(model) and "default" in name.split(".")):
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    digest.update(_settings(model.config.to_dict()))
+    if is_adapted(model) and START in model.peft_config:
+        digest.update(_settings(model.peft_config[START].to_dict()))  # its scale is not in its weights
     return str(digest.hexdigest())
 
 
-def _reference_state(model: Any) -> Iterator[tuple[str, Tensor]]:
-    continued = is_adapted(model) and START in model.peft_config
-    for name, tensor in model.state_dict().items():
-        if ("lora_" not in name or continued) and isinstance(tensor, Tensor):
-            yield name, tensor
+UNRELATED = {
+    "_attn_implementation",
+    "_name_or_path",
+    "base_model_name_or_path",
+    "dtype",  # the tensors carry theirs
+    "inference_mode",
+    "peft_version",
+    "transformers_version",
+    "use_cache",
+}
+
+
+def _settings(config: dict[str, Any]) -> bytes:
+    """A configuration without what cannot move a log-prob, in a fixed order."""
+    related = {name: value for name, value in config.items() if name not in UNRELATED}
+
+    def spell(value: Any) -> Any:
+        return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+    return json.dumps(related, sort_keys=True, default=spell).encode()
 
 
 def cache_folder(options: ReferenceOptions) -> Path:

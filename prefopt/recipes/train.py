@@ -19,10 +19,11 @@ from prefopt.data.source import Offline
 from prefopt.loop import Listener, LoopOptions, Models
 from prefopt.loop import train as run_loop
 from prefopt.models.adapters import LoraOptions, adapt, is_adapted
-from prefopt.models.load import Loaded, load_tokenizer, tokenizer_source
+from prefopt.models.load import Loaded, ModelOptions, load_tokenizer, tokenizer_source
 from prefopt.models.load import load as load_model
 from prefopt.models.policy import Policy, choose
 from prefopt.models.reference import Cached, ReferenceOptions, pick
+from prefopt.models.sharding import shard, whole_state
 from prefopt.optimizer import Updater
 from prefopt.recipes.card import write_card
 from prefopt.recipes.journal import Journal, progress
@@ -111,43 +112,42 @@ def train(*, objective: Any, **options: Any) -> Result:
 
 
 def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path) -> Result:
-    run, loop = settings["run"], settings["loop"]
-    began = time.perf_counter()
+    run, loop, clock = settings["run"], settings["loop"], Clock()
     _refuse_later_errors(settings)
     tokenizer = load_tokenizer(tokenizer_source(run.model))  # data errors must not wait for the weights
     data, held_out = _read(objective, settings, tokenizer)
     journal.say(data.describe())
+    clock.lap("data")
     loaded = load_model(run.model, settings["model"], ranks.device())
     policy = _policy(loaded, settings, objective, journal)
-    budget = Budget(loop.tokens_per_forward)
+    clock.lap("load")
+    budget = Budget(loop.tokens_per_forward, halves=not settings["model"].shard)
     reference, how = _reference(objective, settings, policy, [data, held_out], budget, journal)
-    models = Models(policy, reference)
+    clock.lap("reference")
     source = _source(data, loop, run.seed)
     if run.preflight == "on":
         _preflight(objective, policy, reference, source, settings, journal)
-    updater = Updater(
-        policy.model.parameters(),
-        betas=(loop.adam_beta1, loop.adam_beta2),
-        eps=loop.adam_eps,
-        weight_decay=loop.weight_decay,
-    )
+    clock.lap("preflight")
     steps, peak = _steps(loop, len(data.examples)), _peak(objective, loop, policy.model)
     best = Best(run, out, policy, loaded.tokenizer) if run.keep == "best" else None
     listeners: list[Listener] = [journal.listen, *([best.listen] if best else [])]
     journal.begin(steps)
     run_loop(
-        models,
+        Models(policy, reference),
         objective,
         source,
-        updater,
+        _updater(policy, loop),
         loop,
         peak=peak,
         steps=steps,
         budget=budget,
         held_out=None if held_out is None else lambda: _held_out(held_out, loop.batch_size),
         listeners=listeners,
+        sharded=settings["model"].shard,
     )
-    model_dir = best.finish() if best else save(policy, loaded.tokenizer, out / "model")
+    clock.lap("training")
+    model_dir = best.folder if best else save(policy, loaded.tokenizer, out / "model")
+    clock.lap("save")
     summary = {
         "objective": objective.facts.name,
         "model": str(model_dir),
@@ -160,22 +160,39 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
         "held_out_rows": 0 if held_out is None else len(held_out.examples),
         "reference": how,
         "layout": policy.layout,
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": clock.laps,
     }
     if ranks.is_main():
         write_json(out / "summary.json", summary)
         write_card(model_dir, objective, settings, summary)
-        if run.push_to_hub:
-            _push(model_dir, run.push_to_hub)
     ranks.barrier()
+    if run.push_to_hub and ranks.is_main():
+        _push(model_dir, run.push_to_hub)
     return Result(model_dir, summary)
+
+
+class Clock:
+    """Seconds spent in each part of a run, for summary.json."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Everything since the last lap was `name`."""
+        now = time.perf_counter()
+        self.laps[name], self.last = round(now - self.last, 3), now
 
 
 def save(policy: Policy, tokenizer: Any, folder: Path) -> Path:
     """Write the model (or adapter) and tokenizer as a Hugging Face directory, from one process."""
+    sharded = any(hasattr(p, "full_tensor") for p in policy.model.parameters())
+    extra: dict[str, Any] = {"state_dict": whole_state(policy.model)} if sharded else {}
+    if is_adapted(policy.model):
+        extra["selected_adapters"] = ["default"]
     if ranks.is_main():
         with policy.ordinary() as model:
-            model.save_pretrained(folder, **({"selected_adapters": ["default"]} if is_adapted(model) else {}))
+            model.save_pretrained(folder, **extra)
         tokenizer.save_pretrained(folder)
     ranks.barrier()
     return folder
@@ -203,9 +220,6 @@ class Best:
             self.value = math.inf if math.isnan(value) else value
             self.step, self.metrics = step, metrics
             save(self.policy, self.tokenizer, self.folder)
-
-    def finish(self) -> Path:
-        return self.folder
 
 
 def _settings(objective: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -288,6 +302,7 @@ def _reference(
 ) -> tuple[Any, str | None]:
     """The reference and where it comes from, in words; (None, None) for objectives without one."""
     if not objective.facts.reference:
+        _shard(policy, settings["model"], journal)
         return None, None
     options: ReferenceOptions = settings["reference"]
     other = None
@@ -297,6 +312,7 @@ def _reference(
         choose(other, settings["model"].layout)
     reference, how = pick(options, policy, other)
     journal.say(f"reference: {how}")
+    _shard(policy, settings["model"], journal)  # after the weights were hashed or copied
     if isinstance(reference, Cached):
         examples = [example for data in datasets if data is not None for example in data.examples]
         with progress("reference log-probs", len(examples)) as advance:
@@ -304,6 +320,20 @@ def _reference(
         journal.say(f"reference: {len(examples) - computed:,} rows from the cache, {computed:,} computed")
         reference.release()
     return reference, how
+
+
+def _shard(policy: Policy, options: ModelOptions, journal: Journal) -> None:
+    if options.shard:
+        journal.say(f"sharding: {shard(policy.model)} decoder layers over {ranks.world()} processes")
+
+
+def _updater(policy: Policy, loop: LoopOptions) -> Updater:
+    return Updater(
+        policy.model.parameters(),
+        betas=(loop.adam_beta1, loop.adam_beta2),
+        eps=loop.adam_eps,
+        weight_decay=loop.weight_decay,
+    )
 
 
 def _preflight(

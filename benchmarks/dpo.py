@@ -1,0 +1,317 @@
+"""DPO against TRL on one machine: pairs per second and peak memory on the same model, rows and precision, in turns.
+
+`make bench-dpo` runs it. Every measurement is a process of its own, the two libraries take turns, and TRL first
+tries its settings (weights in bfloat16 or autocast, gradient checkpointing, rows per device) so that its best one is
+compared. Timed: the reference pass and the updates; not timed: loading, tokenising, saving. The share is what
+prefopt reaches of the matrix-product rate measured in the same process, with the products that DPO needs counted
+once: linear layers on every token (a shared prompt once), the head on completion tokens, causal attention; one
+reference forward, one forward and one backward (two forwards' worth); nothing recomputed is counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 49_152
+RESULTS = Path(__file__).parent / "results" / "dpo.json"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama-architecture model and the rows it trains on; prompts are log-normal around `prompt` tokens."""
+
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    key_heads: int
+    pairs: int
+    update: int  # pairs per update
+    prompt: int = 120
+    longest_prompt: int = 600
+    answer: tuple[int, int] = (20, 220)
+
+
+SHAPES = {
+    "15M": Shape(288, 768, 6, 6, 6, pairs=32, update=8),
+    "135M": Shape(576, 1536, 30, 9, 3, pairs=16, update=8),
+    "0.5B": Shape(1024, 2816, 28, 16, 8, pairs=256, update=32, prompt=1000, longest_prompt=1400, answer=(100, 400)),
+}
+# TRL's settings to try; `weights` is what the model is loaded in, `autocast` is DPOConfig(bf16=True)
+SETTINGS = {
+    "bfloat16": [
+        {"weights": "float32", "autocast": True, "checkpointing": False, "rows": 8},
+        {"weights": "float32", "autocast": True, "checkpointing": True, "rows": 8},
+        {"weights": "bfloat16", "autocast": False, "checkpointing": False, "rows": 8},
+        {"weights": "bfloat16", "autocast": False, "checkpointing": False, "rows": 2},
+    ],
+    "float32": [{"weights": "float32", "autocast": False, "checkpointing": False, "rows": 8}],
+}
+
+
+def build(shape: Shape, folder: Path) -> None:
+    """A random model, a word-per-token tokenizer, and the rows as pairs.jsonl."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<pad>", "<bos>", "<eos>"] + [f"w{n}" for n in range(VOCABULARY - 3)]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    fast.save_pretrained(folder / "model")
+    with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:
+        for prompt, chosen, rejected in rows(shape):
+            line = {"prompt": text(prompt), "chosen": " " + text(chosen), "rejected": " " + text(rejected)}
+            file.write(json.dumps(line) + "\n")
+
+
+def rows(shape: Shape) -> list[tuple[list[int], list[int], list[int]]]:
+    draw = random.Random(0)
+
+    def tokens(count: int) -> list[int]:
+        return [draw.randrange(VOCABULARY - 3) for _ in range(count)]
+
+    made = []
+    for _ in range(shape.pairs):
+        size = round(draw.lognormvariate(math.log(shape.prompt), 0.6))
+        prompt = tokens(min(max(size, 10), shape.longest_prompt))
+        made.append((prompt, tokens(draw.randint(*shape.answer)), tokens(draw.randint(*shape.answer))))
+    return made
+
+
+def text(tokens: list[int]) -> str:
+    return " ".join(f"w{token}" for token in tokens)
+
+
+def products(shape: Shape) -> float:
+    """Floating-point operations of the matrix products DPO needs for all rows, a shared prompt counted once."""
+    head = shape.width // shape.heads
+    layer = 2 * shape.width * head * (shape.heads + shape.key_heads) + 3 * shape.width * shape.inner
+    total = 0.0
+    for prompt, *answers in rows(shape):
+        sizes = [len(answer) + 1 for answer in answers]  # with its end-of-sequence token
+        pairs_seen = len(prompt) * (len(prompt) + 1) / 2
+        pairs_seen += sum(size * len(prompt) + size * (size + 1) / 2 for size in sizes)
+        forward = 2 * shape.layers * layer * (len(prompt) + sum(sizes))
+        forward += 2 * shape.layers * 2 * shape.heads * head * pairs_seen
+        forward += 2 * VOCABULARY * shape.width * sum(sizes)
+        total += 4 * forward
+    return total
+
+
+def product_rate(dtype: str) -> float:
+    """Best rate of a large square matrix product here and now, operations per second."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 8192 if device == "cuda" else 4096
+    a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
+    times = []
+    for _ in range(6):
+        began = time.perf_counter()
+        a @ a
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return float(2 * size**3 / min(times))
+
+
+def peak_gigabytes() -> float:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def run_prefopt(shape: Shape, folder: Path, precision: str, setting: dict[str, Any]) -> dict[str, float]:
+    import prefopt
+
+    rate = product_rate(precision)
+    result = prefopt.train(
+        objective=prefopt.DPO(beta=0.1),
+        model=str(folder / "model"),
+        data=str(folder / "pairs.jsonl"),
+        out=str(folder / f"prefopt-{time.time_ns()}"),
+        dtype=precision,
+        batch_size=shape.update,
+        max_length=None,
+        eval_fraction=0.0,
+        learning_rate=1e-6,
+        schedule="constant",
+        warmup=0.0,
+        cache_dir=str(folder / f"cache-{time.time_ns()}"),
+        **setting,
+    )
+    seconds = result.summary["seconds"]["reference"] + result.summary["seconds"]["training"]
+    return {
+        "pairs_per_second": shape.pairs / seconds,
+        "peak_gb": peak_gigabytes(),
+        "share": products(shape) / seconds / rate,
+        "product_rate": rate,
+        "loss": result.summary["start"]["loss"],
+    }
+
+
+def run_trl(shape: Shape, folder: Path, precision: str, setting: dict[str, Any]) -> dict[str, float]:
+    import torch
+    from datasets import load_dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    dtype = getattr(torch, setting["weights"])
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype)
+    reference = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype)
+    limit = setting.get("pairs", shape.pairs)
+    data = load_dataset("json", data_files=str(folder / "pairs.jsonl"), split="train").select(range(limit))
+    options = DPOConfig(
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=setting["rows"],
+        gradient_accumulation_steps=shape.update // setting["rows"],
+        gradient_checkpointing=setting["checkpointing"],
+        bf16=setting["autocast"],
+        use_cpu=not torch.cuda.is_available(),
+        max_length=None,
+        learning_rate=1e-6,
+        lr_scheduler_type="constant",
+        num_train_epochs=1,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    trainer = DPOTrainer(model=model, ref_model=reference, args=options, train_dataset=data, processing_class=tokenizer)
+    began = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - began
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"pairs_per_second": limit / seconds, "peak_gb": peak_gigabytes(), "loss": losses[0]}
+
+
+def measure(library: str, name: str, folder: Path, precision: str, setting: dict[str, Any]) -> dict[str, Any] | None:
+    """One measurement in a process of its own; None, with the reason printed, if it failed."""
+    order = json.dumps({"library": library, "shape": name, "folder": str(folder), "p": precision, "setting": setting})
+    done = subprocess.run([sys.executable, __file__, "--one", order], capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        print(f"  {library} {setting}: failed: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+        return None
+    found: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    print(
+        f"  {library:<8} {found['pairs_per_second']:7.3f} pairs/s  {found['peak_gb']:6.2f} GB"
+        + (f"  share {found['share']:.0%}" if "share" in found else "")
+        + f"  first loss {found['loss']:.4f}  {setting}",
+        flush=True,
+    )
+    return found
+
+
+def compare(name: str, precision: str, rounds: int) -> dict[str, Any]:
+    """Both libraries on one shape: TRL's best setting found, then turns."""
+    shape = SHAPES[name]
+    print(f"{name}, {precision}, {shape.pairs} pairs, {shape.update} per update", flush=True)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        subprocess.run([sys.executable, __file__, "--build", name, place], check=True)
+        tried = []
+        candidates = SETTINGS[precision]
+        for setting in candidates if len(candidates) > 1 else []:
+            found = measure("trl", name, folder, precision, {**setting, "pairs": shape.update})
+            tried += [] if found is None else [(found["pairs_per_second"], setting, found)]
+        best = max(tried, key=lambda item: item[0])[1] if tried else candidates[0]
+        print(f"  best of TRL's settings: {best}", flush=True)
+        ours, theirs = [], []
+        for _ in range(rounds):
+            ours.append(measure("prefopt", name, folder, precision, {}))
+            theirs.append(measure("trl", name, folder, precision, best))
+    if None in ours or None in theirs:
+        raise SystemExit("a measurement failed; nothing was written")
+
+    def median(results: list[Any], key: str) -> float:
+        return statistics.median(result[key] for result in results)
+
+    ratios = [a["pairs_per_second"] / b["pairs_per_second"] for a, b in zip(ours, theirs, strict=True)]
+    return {
+        "shape": name,
+        "precision": precision,
+        "model": asdict(shape),
+        "prefopt": {key: median(ours, key) for key in ("pairs_per_second", "peak_gb", "share", "product_rate")},
+        "trl": {**{key: median(theirs, key) for key in ("pairs_per_second", "peak_gb")}, "setting": best},
+        "trl_tried": [{"setting": setting, **found} for _, setting, found in tried],
+        "speed_ratio": statistics.median(ratios),
+        "speed_ratios": ratios,
+        "memory_ratio": median(ours, "peak_gb") / median(theirs, "peak_gb"),
+        "share": median(ours, "share"),
+    }
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {package: version(package) for package in ("prefopt", "trl", "torch", "transformers")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=None, choices=SHAPES, help="default: 15M 135M, on a GPU 0.5B")
+    parser.add_argument("--precisions", nargs="+", default=["bfloat16"], choices=SETTINGS)
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each library")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--build", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.build:
+        return build(SHAPES[given.build[0]], Path(given.build[1]))
+    if given.one:
+        order = json.loads(given.one)
+        worker = run_prefopt if order["library"] == "prefopt" else run_trl
+        found = worker(SHAPES[order["shape"]], Path(order["folder"]), order["p"], order["setting"])
+        return print("RESULT " + json.dumps(found))
+    import torch
+
+    shapes = given.shapes or (["0.5B"] if torch.cuda.is_available() else ["15M", "135M"])
+    results = [compare(name, precision, given.rounds) for precision in given.precisions for name in shapes]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    report = {"device": device, "versions": versions(), "results": results}
+    given.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{'shape':<6} {'precision':<9} {'prefopt':>9} {'TRL':>9} {'ratio':>6}  {'memory':>16} {'share':>6}")
+    for r in results:
+        memory = f"{r['prefopt']['peak_gb']:.2f}/{r['trl']['peak_gb']:.2f} GB {r['memory_ratio']:.2f}x"
+        print(
+            f"{r['shape']:<6} {r['precision']:<9} {r['prefopt']['pairs_per_second']:>9.3f} "
+            f"{r['trl']['pairs_per_second']:>9.3f} {r['speed_ratio']:>5.1f}x  {memory} {r['share']:>6.0%}"
+        )
+
+
+if __name__ == "__main__":
+    main()
