@@ -63,10 +63,13 @@ def is_adapted(model: Any) -> bool:
 
 @contextmanager
 def at_start(model: Any) -> Iterator[None]:
-    """The model as it was before training: on the adapter's frozen start where one is continued, else without
-    adapter.
+    """The model as it was before training: on the adapter's frozen start where one is continued, else without adapter.
+
+    A model without adapters stays as it is.
     """
-    if START in model.peft_config:
+    if not is_adapted(model):
+        yield
+    elif START in model.peft_config:
         model.set_adapter(START)
         try:
             yield

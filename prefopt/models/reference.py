@@ -111,13 +111,13 @@ class Cached:
         missing.sort(key=lambda example: example.num_tokens)  # short with short: passes of equal size
         share = missing[ranks.rank() :: ranks.world()]
         found: dict[bytes, np.ndarray] = {}
-        while ranks.all_max(len(share)):  # a sharded model needs every process in every pass
+        while share:
             size, total = 0, 0
             while size < len(share) and (not size or total + share[size].num_tokens <= budget.tokens):
                 total, size = total + share[size].num_tokens, size + 1
-            found |= self._compute(share[:size] or missing[:1], budget)
-            share = share[size:]
-            progress(size * ranks.world())
+            part, share = share[:size], share[size:]
+            found |= self._compute(part, budget)
+            progress(len(part) * ranks.world())
         everyone = ranks.gather(found)
         for one in everyone:
             self.known |= one
@@ -131,7 +131,7 @@ class Cached:
             raise RuntimeError("this cache was released; rows it has not seen cannot be computed")
 
         def score(tokens: int) -> Tensor:
-            with torch.no_grad(), at_start(self.policy.model):
+            with torch.no_grad(), at_start(policy.model):
                 return torch.cat([policy(part).logp.cpu() for part, _ in parts(batch, (), tokens)])
 
         logp = budget.run(score, smallest=max(batch.tokens_per_prompt()))
