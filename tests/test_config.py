@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import prefopt
@@ -276,6 +276,7 @@ NUMBERS = st.floats(allow_nan=False)
         Place, WORDS.map(Path), WORDS, st.booleans(), st.dictionaries(WORDS, WORDS), st.lists(WORDS).map(tuple)
     ),
 )
+@example(speed=Speed(), place=Place(Path("\x85"), "\x85", map={"\u2028": "\ufeff"}))
 def test_what_is_written_reads_back_unchanged(tmp_path_factory: Any, speed: Speed, place: Place) -> None:
     written: dict[str, Any] = {"speed": speed, "place": place}
     try:
