@@ -111,13 +111,13 @@ class Cached:
         missing.sort(key=lambda example: example.num_tokens)  # short with short: passes of equal size
         share = missing[ranks.rank() :: ranks.world()]
         found: dict[bytes, np.ndarray] = {}
-        while share:
+        while ranks.all_max(len(share)):  # a sharded model needs every process in every pass
             size, total = 0, 0
             while size < len(share) and (not size or total + share[size].num_tokens <= budget.tokens):
                 total, size = total + share[size].num_tokens, size + 1
-            part, share = share[:size], share[size:]
-            found |= self._compute(part, budget)
-            progress(len(part) * ranks.world())
+            found |= self._compute(share[:size] or missing[:1], budget)
+            share = share[size:]
+            progress(size * ranks.world())
         everyone = ranks.gather(found)
         for one in everyone:
             self.known |= one
