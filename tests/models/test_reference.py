@@ -250,7 +250,7 @@ def test_a_continued_adapters_scale_is_part_of_the_name(tmp_path):
 def test_the_order_of_a_set_is_not_part_of_the_name():
     """Names of layers are a set, and a set's order differs between Python processes."""
     names = [f"layer {n}" for n in range(100)]
-    one, other = set(names), set(names[::-1])
+    one, other = set(names), {*names[::-1]}
     assert list(one) != list(other)
     assert _settings({"target_modules": one, "rank": 4}) == _settings({"rank": 4, "target_modules": other})
     assert _settings({"target_modules": one}) != _settings({"target_modules": one - {"layer 7"}})
