@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from prefopt.records import InputError
 
@@ -56,6 +58,7 @@ def load(source: str | Path, options: ModelOptions = ModelOptions(), device: tor
     """
     from transformers import AutoModelForCausalLM
 
+    quiet_bars()
     base, adapter = _resolve(source)
     dtype = pick_dtype(options.dtype, torch.device(device))
     extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
@@ -73,6 +76,12 @@ def load(source: str | Path, options: ModelOptions = ModelOptions(), device: tor
     if options.gradient_checkpointing:
         save_memory(model)
     return Loaded(model, tokenizer, str(source), adapter)
+
+
+def quiet_bars() -> None:
+    """No progress bars of transformers' own where there is no terminal to draw them on."""
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
 
 
 def tokenizer_source(source: str | Path) -> str:

@@ -16,7 +16,7 @@ from prefopt import config, preflight, ranks
 from prefopt.budget import Budget
 from prefopt.data import DataOptions, Dataset, load, split
 from prefopt.data.source import Offline
-from prefopt.loop import Listener, LoopOptions, Models
+from prefopt.loop import Listener, LoopOptions, Models, budget_for
 from prefopt.loop import train as run_loop
 from prefopt.models.adapters import LoraOptions, adapt, is_adapted
 from prefopt.models.load import Loaded, ModelOptions, load_tokenizer, tokenizer_source
@@ -121,7 +121,7 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
     loaded = load_model(run.model, settings["model"], ranks.device())
     policy = _policy(loaded, settings, objective, journal)
     clock.lap("load")
-    budget = Budget(loop.tokens_per_forward, halves=not settings["model"].shard)
+    budget = budget_for(loop, ranks.device(), halves=not settings["model"].shard)
     reference, how = _reference(objective, settings, policy, [data, held_out], budget, journal)
     clock.lap("reference")
     source = _source(data, loop, run.seed)
