@@ -280,7 +280,7 @@ class Encoder:
             for whole, spans in zip(item.wholes, item.trained, strict=True)
         ]
         if item.prompt is None and not ends:
-            return Example(sides[0][0], [], [], [], where)
+            return Example(sides[0][0] or self._bos_for(record), [], [], [], where)
         if item.prompt is None:
             return _trimmed(record, *sides[0]) if item.trained[0] is not None else _whole(record, sides[0][0])
         prompt = self._one_bos(found[item.prompt][0]) if item.plain else found[item.prompt][0]
@@ -338,10 +338,15 @@ class Encoder:
 
     def _unprompted(self, record: Record, sides: list[tuple[list[int], list[bool]]]) -> tuple[list[Any], int]:
         """An empty prompt: BOS stands for it; without one, the first token of a single answer does."""
-        if self.bos is not None:
-            return [([self.bos, *ids], [False, *flags]) for ids, flags in sides], 1
-        if len(sides) == 1:
+        if self.bos is None and len(sides) == 1:
             return sides, 1
+        start = self._bos_for(record)
+        return [([*start, *ids], [False, *flags]) for ids, flags in sides], 1
+
+    def _bos_for(self, record: Record) -> list[int]:
+        """BOS, in place of an empty prompt."""
+        if self.bos is not None:
+            return [self.bos]
         raise RowError(record.where, "the prompt is empty and the tokenizer has no BOS", "give a prompt")
 
 

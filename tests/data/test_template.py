@@ -141,6 +141,12 @@ def test_an_empty_prompt_is_bos_or_the_first_token_or_refused() -> None:
         one(without, "", "the key", "fox", kind="pairs")
 
 
+def test_an_empty_prompt_to_be_answered_is_bos_or_refused() -> None:
+    assert one(build(), "", kind="prompts").prompt == [build().bos_token_id]
+    with pytest.raises(InputError, match="the prompt is empty and the tokenizer has no BOS"):
+        one(build(bos=None), "", kind="prompts")
+
+
 def test_plain_text_trains_on_all_after_its_first_token() -> None:
     tokenizer = build(adds_bos=True)
     example = one(tokenizer, None, "the old fox")
