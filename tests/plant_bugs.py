@@ -1,0 +1,277 @@
+"""Plants classic bugs in a copy of the package, one at a time, and reports whether the tests catch each.
+
+`python tests/plant_bugs.py` prints a table and ends with 1 if a bug is missed. A bug is a text of the source and what
+stands in its place; where the text is no longer found, the script stops and this table must follow the code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAWS, LOOP = "tests/test_laws.py", "tests/test_loop.py"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """found, planted: text of prefopt/`file` and its replacement. tests: the file that must catch it; words: its
+    tests that are run (pytest's -k).
+    """
+
+    name: str
+    file: str
+    found: str
+    planted: str
+    tests: str = LAWS
+    words: str = "dpo"
+
+
+BUGS = [
+    Bug(
+        "DPO: mean for sum",
+        "objectives/dpo.py",
+        "return loss.sum(), {",
+        "return loss.mean(), {",
+    ),
+    Bug(
+        "SFT: mean for sum",
+        "objectives/sft.py",
+        "return nll.sum(), {",
+        "return nll.mean(), {",
+        words="sft",
+    ),
+    Bug(
+        "DPO: sign flipped",
+        "objectives/dpo.py",
+        "-F.logsigmoid(chosen - rejected)",
+        "-F.logsigmoid(rejected - chosen)",
+    ),
+    Bug(
+        "DPO: reference left out",
+        "objectives/dpo.py",
+        "self.beta * (logp - targets.logp)",
+        "self.beta * (logp + 0 * targets.logp)",
+    ),
+    Bug(
+        "DPO: token mean for token sum",
+        "objectives/dpo.py",
+        "logp = batch.sum_tokens(out.logp)",
+        "logp = batch.mean_tokens(out.logp)",
+        tests="tests/objectives/test_dpo.py",
+        words="by_hand",
+    ),
+    Bug(
+        "chosen and rejected by position, not by score",
+        "batch.py",
+        "better = score.argmax(1, keepdim=True)",
+        "better = torch.zeros_like(score[:, :1], dtype=torch.int64)",
+    ),
+    Bug(
+        "untrained tokens counted in a completion's sum",
+        "batch.py",
+        ".masked_fill(~self.trained, 0)",
+        "",
+    ),
+    Bug(
+        "untrained tokens counted in SFT",
+        "objectives/sft.py",
+        "nll = -out.logp[batch.trained]",
+        "nll = -out.logp",
+        words="sft",
+    ),
+    Bug(
+        "a token predicted from its own position (packed)",
+        "models/layouts.py",
+        "before += [last - 1, *range(end, end + length - 1)]",
+        "before += range(end, end + length)",
+    ),
+    Bug(
+        "a token predicted from its own position (padded)",
+        "models/layouts.py",
+        "flat, flat - 1)",
+        "flat, flat)",
+    ),
+    Bug(
+        "second completion predicted from the end of the first",
+        "models/layouts.py",
+        "before += [last - 1, *range(end, end + length - 1)]",
+        "before += [end - 1, *range(end, end + length - 1)]",
+    ),
+    Bug(
+        "completions of a prompt see each other",
+        "models/layouts.py",
+        "else Segment((first, last), end, end + length)",
+        "else Segment((first, end), end, end + length)",
+    ),
+    Bug(
+        "positions run on instead of restarting after the prompt",
+        "models/layouts.py",
+        "positions += range(size, size + length)",
+        "positions += range(end - first, end - first + length)",
+    ),
+    Bug(
+        "mean of the means of forward passes",
+        "loop.py",
+        "(loss * (share / total)).backward()",
+        "(loss * (share / objective.count(part) / len(pieces))).backward()",
+    ),
+    Bug(
+        "metrics averaged over forward passes, not items",
+        "loop.py",
+        "(total + x.detach().double().sum(), count + x.numel())",
+        "(total + x.detach().double().mean(), count + 1)",
+    ),
+    Bug(
+        "reference is the live policy",
+        "models/reference.py",
+        "model = copy.deepcopy(policy.model).requires_grad_(False)",
+        "model = policy.model",
+        tests=LOOP,
+        words="reference_does_not_move",
+    ),
+    Bug(
+        "gradient of a failed pass kept when memory runs out",
+        "budget.py",
+        "undo()  # outside",
+        "pass  # outside",
+        tests=LOOP,
+        words="running_out_of_memory_in_the_middle",
+    ),
+    Bug(
+        "an update that is not finite is taken",
+        "optimizer.py",
+        "if not torch.isfinite(norm):",
+        "if False:",
+        tests=LOOP,
+        words="not_finite or skipped",
+    ),
+]
+
+
+@dataclass(eq=False)  # pytest puts its plugins into sets
+class Recorder:
+    """A pytest plugin: names of the tests that failed, and of what could not even be collected."""
+
+    passed: int = 0
+    failed: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.failed.append(report.nodeid)
+        self.passed += report.passed and report.when == "call"
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.broken.append(report.nodeid)
+
+
+def plant(bug: Bug, package: Path) -> None:
+    """Put the bug into a copy of the package. SystemExit where its text is not there exactly once."""
+    path = package / bug.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(bug.found) != 1:
+        raise SystemExit(
+            f"{bug.name}: {bug.found!r} is {text.count(bug.found)} times in prefopt/{bug.file}, not once; "
+            "tests/plant_bugs.py must follow the code"
+        )
+    path.write_text(text.replace(bug.found, bug.planted), encoding="utf-8")
+
+
+def copy_project(folder: Path) -> None:
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("prefopt", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
+def run_tests(folder: Path, tests: Sequence[str], words: str, first: bool, answer: Connection) -> None:
+    """In a process of its own: run tests against the package in `folder` and send what failed."""
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    import prefopt
+
+    assert Path(prefopt.__file__).is_relative_to(folder), "the tests would run against another copy of the package"
+    recorder = Recorder()
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:hypothesispytest",
+        "--assert=plain",
+        "-k",
+        words,
+        *(["-x"] if first else []),
+    ]
+    pytest.main([*options, *tests], plugins=[recorder])
+    answer.send(recorder)
+
+
+def result(bug: Bug | None, tests: Sequence[str], words: str) -> Recorder:
+    """What the tests say of the package with a bug in it, or without one."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        copy_project(folder)
+        if bug is not None:
+            plant(bug, folder / "prefopt")
+        here, there = multiprocessing.Pipe(duplex=False)
+        # forked: torch is imported once for all
+        child = multiprocessing.get_context("fork").Process(
+            target=run_tests, args=(folder, tests, words, bug is not None, there)
+        )
+        child.start()
+        there.close()
+        try:
+            recorder: Recorder = here.recv()
+        except EOFError:
+            raise SystemExit(f"{bug.name if bug else 'the tests'}: the tests' process died") from None
+        child.join()
+    if recorder.broken or not (recorder.passed or recorder.failed):
+        raise SystemExit(f"{bug.name if bug else 'no bug'}: no test ran ({', '.join(recorder.broken) or words})")
+    return recorder
+
+
+def caught(bug: Bug) -> str | None:
+    """The first test that fails with the bug planted, or None."""
+    failed = result(bug, [bug.tests], bug.words).failed
+    return failed[0] if failed else None
+
+
+def main(bugs: Sequence[Bug]) -> int:
+    """Print the table; 1 if a bug was missed or the tests fail without one."""
+    for slow in ("peft", "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama"):
+        importlib.import_module(slow)  # once, before the forks
+    importlib.import_module("transformers.models.gpt_neox.modeling_gpt_neox")
+    began = time.perf_counter()
+    for tests, words in sorted({(bug.tests, bug.words) for bug in bugs}):
+        if failed := result(None, [tests], words).failed:
+            print(f"without any bug these fail: {', '.join(failed)}")
+            return 1
+    missed = 0
+    for bug in bugs:
+        test = caught(bug)
+        missed += test is None
+        print(f"{'CAUGHT' if test else 'MISSED':<7} {bug.name:<58} {(test or '').partition('::')[2]}", flush=True)
+    print(f"{len(bugs) - missed} of {len(bugs)} caught in {time.perf_counter() - began:.0f} s")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(BUGS))
