@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -66,9 +68,13 @@ def load(source: str | Path, options: ModelOptions = ModelOptions(), device: tor
         extra["revision"] = options.revision
     quantization = _quantization(options, torch.device(device))
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, quantization_config=quantization, **extra)
-    except (OSError, ValueError) as error:
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype, quantization_config=quantization, output_loading_info=True, **extra
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{base}: cannot load a causal language model: {_first_line(error)}") from error
+    model, report = found
+    _require_all_weights(base, report["missing_keys"])
     tokenizer = load_tokenizer(tokenizer_source(source), **extra)
     turn_dropout_off(model)
     if quantization is None:
@@ -76,6 +82,17 @@ def load(source: str | Path, options: ModelOptions = ModelOptions(), device: tor
     if options.gradient_checkpointing:
         save_memory(model)
     return Loaded(model, tokenizer, str(source), adapter)
+
+
+def _require_all_weights(base: str, missing: Iterable[str]) -> None:
+    """InputError unless every weight came from the file: transformers makes up what is missing from random numbers."""
+    names = sorted(missing)
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise InputError(
+            f"{base}: no values for {names[0]}{more}; this is not a whole causal language model (a reward model, an "
+            "encoder, or half a checkpoint?); give the directory of one"
+        )
 
 
 def quiet_bars() -> None:
@@ -120,13 +137,17 @@ def save_memory(model: Any) -> None:
     model.train()  # transformers recomputes only in training mode
 
 
+# noise in training mode that is not called dropout: skipped layers, perturbed inputs of a router
+NOISE = ("layerdrop", "jitter_noise", "input_jitter_noise")
+
+
 def turn_dropout_off(model: nn.Module) -> None:
     """Set every dropout probability to zero: the policy that is scored must be the policy that is updated."""
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         for name, value in list(vars(module).items()):
-            if "dropout" in name and isinstance(value, float):
+            if ("dropout" in name or name in NOISE) and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 
@@ -138,13 +159,23 @@ def _resolve(source: str | Path) -> tuple[str, Path | None]:
             raise InputError(f"{source}: no such directory; give a model directory or a hub name like owner/name")
         return str(source), None
     if (path / "adapter_config.json").exists():
-        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if not base:
-            raise InputError(f"{path}/adapter_config.json: base_model_name_or_path is missing; add it")
-        return base, path
+        return _base_of(path / "adapter_config.json"), path
     if not (path / "config.json").exists():
         raise InputError(f"{path}: no config.json; give the directory that save_pretrained wrote")
     return str(path), None
+
+
+def _base_of(config: Path) -> str:
+    """The base model an adapter was trained on."""
+    try:
+        base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{config}: not a JSON object ({error}); write it again with save_pretrained") from error
+    if not base:
+        raise InputError(f"{config}: base_model_name_or_path is missing; add it")
+    if not Path(base).exists() and base.startswith((".", "/", "~")):
+        raise InputError(f"{config}: the base model {base} is not there; correct base_model_name_or_path")
+    return str(base)
 
 
 def _has_tokenizer(path: Path) -> bool:
