@@ -123,7 +123,7 @@ def test_kl_that_cannot_be_measured_is_none_with_a_reason():
 
 def test_preference_accuracy_by_hand():
     # the policy likes token 0 more than the reference does, token 1 less
-    policy, reference = Table(0.5, 0.5), Table(0.25, 0.75)
+    policy, reference = Table(0.6, 0.4), Table(0.25, 0.75)
     pairs = [
         example([0], [1], scores=[1.0, 0.0]),  # right
         example([0, 0], [1], scores=[0.0, 1.0]),  # wrong: the better one comes second

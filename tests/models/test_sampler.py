@@ -7,7 +7,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from prefopt.models import attention
 from prefopt.models.sampler import sample
 
-VOCABULARY, END = 12, 3
+# more words than the 50 that transformers keeps when not told otherwise
+VOCABULARY, END = 80, 3
 PROMPTS = [[5, 6, 7], [4], [8, 9, 10, 11, 5, 6, 7], [6, 6]]
 
 
@@ -19,7 +20,7 @@ def llama() -> LlamaForCausalLM:
         intermediate_size=24,
         num_hidden_layers=2,
         num_attention_heads=2,
-        initializer_range=0.5,
+        initializer_range=0.3,
     )
     return LlamaForCausalLM(config)
 
@@ -75,7 +76,8 @@ def test_first_tokens_are_drawn_from_the_models_distribution(temperature, top_p)
         p = p / p.sum()
         counts = torch.bincount(torch.tensor(completions)[:, 0], minlength=VOCABULARY) / draws
         error = (p * (1 - p) / draws).sqrt()
-        assert ((counts - p).abs() <= 4.5 * error + 1e-9).all()
+        # 3 / draws: a rare token drawn a few times is no sign of another distribution
+        assert ((counts - p).abs() <= 4.5 * error + 3 / draws).all()
     assert model.generation_config.top_k == 2
 
 

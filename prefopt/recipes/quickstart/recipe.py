@@ -202,10 +202,7 @@ def collect(folder: Path, settings: Settings, parts: Parts, sft: Path, screen: S
     """Pairs of the SFT model's own answers; the counts of what came of them."""
     from prefopt.recipes.quickstart.measure import Contender
 
-    screen.phase(
-        "Pairs",
-        "The SFT model answers new instructions twice; a judge picks the better answer, and errs where it is close.",
-    )
+    screen.phase("Pairs", "The SFT model answers new instructions twice; a judge, wrong at times, picks the better.")
     model, random = Contender.load(sft), Random(f"{settings.seed} judge")
     pairs, unusable = _pairs(model, parts.pairs, settings.seed + 1, random, settings.sharpness)
     exact, _ = _pairs(model, parts.held_out, settings.seed + 2, random, math.inf)
