@@ -112,8 +112,10 @@ class Batch:
         ValueError, naming the prompt, unless each prompt has two completions with different scores.
         """
         x = check(x, self.num_completions, "pairs")
-        if self.num_completions != 2 * self.num_prompts or not torch.equal(self.group[0::2], self.group[1::2]):
-            raise ValueError("pairs: each prompt needs exactly two completions")
+        count = torch.bincount(self.group, minlength=self.num_prompts)  # [G]
+        if (count != 2).any():
+            g = int((count != 2).nonzero()[0])
+            raise ValueError(f"pairs: prompt {g} has {int(count[g])} completions and needs exactly two")
         score = self.score.view(-1, 2)  # [G, 2]
         wrong = ~(score[:, 0] != score[:, 1]) | score.isnan().any(1)  # [G]
         if wrong.any():
