@@ -205,6 +205,14 @@ def test_a_cast_to_bfloat16_that_loses_nothing_is_still_another_folder():
     assert weights_key(exact) != weights_key(copy.deepcopy(exact).bfloat16())
 
 
+def test_the_same_bits_in_another_format_are_another_folder():
+    model = tiny.build("llama", torch.bfloat16)
+    before = weights_key(model)
+    for weight in model.parameters():
+        weight.data = weight.data.view(torch.float16)
+    assert weights_key(model) != before
+
+
 def test_how_the_model_is_run_is_not_part_of_its_name():
     policy = Policy(tiny.build("llama"))
     before = weights_key(policy.model)
