@@ -19,7 +19,7 @@ from prefopt.recipes.quickstart.files import judge, prompt_ids
 from prefopt.recipes.quickstart.measure import BeforeAfter, Findings
 from prefopt.recipes.quickstart.model import build_model, build_tokenizer
 from prefopt.recipes.quickstart.recipe import HEADER, Parts, Settings, claim
-from prefopt.recipes.quickstart.screen import Screen
+from prefopt.recipes.quickstart.screen import Screen, conclusion
 from prefopt.recipes.quickstart.task import (
     MOODS,
     WHO,
@@ -177,6 +177,20 @@ def test_what_could_not_be_measured_is_said_in_the_table():
     screen.findings(found)
     assert "0.61 [0.55, 0.67]" in text.getvalue() and "3.25" in text.getvalue() and "4.50" in text.getvalue()
     assert text.getvalue().count("not measured") == 6
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.51, 0.7, "better"),
+        (0.5, 0.7, "No difference"),
+        (0.4, 0.49, "worse"),
+        (0.4, 0.6, "No difference"),
+        (None, None, "no interval"),
+    ],
+)
+def test_the_conclusion_claims_no_more_than_the_interval(low, high, said):
+    assert said in conclusion(Estimate(0.6, low, high, 9, "" if low else "one item"))
 
 
 @pytest.fixture(scope="module")

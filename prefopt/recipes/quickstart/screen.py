@@ -16,6 +16,7 @@ from rich.table import Table
 from prefopt.recipes.quickstart.task import Instruction, Stars, stars
 
 if TYPE_CHECKING:
+    from prefopt.evaluate.statistics import Estimate
     from prefopt.recipes.quickstart.files import Pair
     from prefopt.recipes.quickstart.measure import Answers, BeforeAfter, Findings
 
@@ -90,6 +91,7 @@ class Screen:
         table.add_row("perplexity, faultless lines", *clean, "lines that break no rule")
         self.out.print()
         self.out.print(table)
+        self.out.print(conclusion(rate))
 
     def samples(self, instructions: Sequence[Instruction], before: Answers, after: Answers) -> None:
         """The first held-out instructions, with each model's first answer: not a selection."""
@@ -139,7 +141,18 @@ def verdict(earned: Stars) -> str:
     return f"[yellow]{earned.total:.1f} stars[/]{tail}"
 
 
-def interval(estimate: Any) -> str:
+def conclusion(win_rate: Estimate) -> str:
+    """What the win rate's interval allows to say."""
+    if win_rate.low is None or win_rate.high is None:
+        return f"The win rate has no interval ({win_rate.why}): nothing can be said of it."
+    if win_rate.low > 0.5:
+        return "[green]DPO's answers are better than the SFT model's: the whole interval lies above 0.5.[/]"
+    if win_rate.high < 0.5:
+        return "[red]DPO's answers are worse than the SFT model's: the whole interval lies below 0.5.[/]"
+    return "[yellow]No difference can be claimed: the interval holds 0.5.[/]"
+
+
+def interval(estimate: Estimate) -> str:
     """`0.70 [0.66, 0.74]`, or what is missing."""
     if estimate.value is None or estimate.low is None:
         return number(estimate.value)
