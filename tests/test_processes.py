@@ -1,0 +1,138 @@
+"""Several processes take the same updates as one, and stop together."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from laws import largest_difference, save_model, weights, write_rows
+from transformers import AutoModelForCausalLM
+
+from prefopt.objectives import EVERY
+
+SECONDS = 120  # a run takes about ten; a hang must not hold up the suite
+
+JOB = """
+import json, sys
+import prefopt
+from prefopt import ranks
+from prefopt.objectives import EVERY
+from prefopt.recipes import train as recipe
+
+wanted, runs = json.loads(sys.argv[1])
+for given in runs:
+    if given.pop("fail", None):
+        def policy(*arguments):
+            if ranks.rank() == 1:
+                raise RuntimeError("rank 1 fell over")
+            return plain(*arguments)
+        plain, recipe._policy = recipe._policy, policy
+    prefopt.train(objective=EVERY[given.pop("objective")](), **given)
+assert ranks.world() == wanted, ranks.world()
+ranks.stop()
+"""
+
+
+def launch(processes: int, folder: Path, runs: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
+    """The runs, one after the other, on so many processes of one thread each. TimeoutExpired if they hang.
+
+    Started by torchrun: `accelerate launch --cpu` starts one process, whatever it is asked for, unless there is an MPI.
+    """
+    job = folder / "job.py"
+    job.write_text(JOB, encoding="utf-8")
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(several if processes > 1 else []), str(job)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    given = json.dumps([processes, runs], default=str)
+    return subprocess.run(
+        [*command, given], capture_output=True, text=True, env=environment, timeout=SECONDS, check=False
+    )
+
+
+def options_for(objective: str, folder: Path) -> dict[str, Any]:
+    """Three epochs of nine rows, four an update: the last batch of an epoch has one row, so one rank has none.
+
+    In float64, since AdamW turns the rounding of a gradient near zero into a step of full size.
+    """
+    shape = EVERY[objective].facts.data
+    data = write_rows(folder / f"{objective}.jsonl", shape, 9)
+    held_out = write_rows(folder / f"{objective} held out.jsonl", shape, 5, seed=1)
+    model = save_model(folder / f"{objective} start", architecture="gpt_neox")
+    given = {"model": model, "data": data, "eval_data": held_out, "batch_size": 4}
+    given |= {"epochs": 3.0, "learning_rate": 1e-2, "dtype": "float64", "eval_every": 4}
+    return given
+
+
+def outcome(out: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Weights and the metrics of every update and evaluation, without those of the clock."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        line.pop("tokens_per_second", None)
+        if line["step"] < 2:  # margins are 0 up to rounding, which alone decides what counts as positive
+            for name in ("rewards/accuracies", "eval/rewards/accuracies"):
+                line.pop(name, None)
+    return weights(AutoModelForCausalLM.from_pretrained(out / "model", dtype="float64")), lines
+
+
+def same_run(one: Path, two: Path) -> None:
+    (left, first), (right, second) = outcome(one), outcome(two)
+    assert largest_difference(left, right) < 1e-8
+    assert len(first) == len(second) > 9
+    for ours, theirs in zip(first, second, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9)
+
+
+# name of the run with two processes -> objective, and the options in which it differs from the one with one process
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft": ("sft", {}),
+    "dpo": ("dpo", {}),
+    "dpo in small passes, reference in memory": ("dpo", {"reference": "copy", "tokens_per_forward": 20}),
+    "sft sharded": ("sft", {"shard": True}),
+    "dpo sharded": ("dpo", {"shard": True, "tokens_per_forward": 20}),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """All runs on one process and on two, in folders named after them; the folder they lie in."""
+    folder = tmp_path_factory.mktemp("processes")
+    given = {objective: options_for(objective, folder) for objective in ("sft", "dpo")}
+    alone = [{**given[name], "objective": name, "out": folder / "one" / name} for name in given]
+    both = [
+        {**given[objective], **changes, "objective": objective, "out": folder / "two" / name}
+        for name, (objective, changes) in RUNS.items()
+    ]
+    for processes, runs in ((1, alone), (2, both)):
+        done = launch(processes, folder, runs)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("sharding: 2 decoder layers over 2 processes") == 2
+    return folder
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_take_the_same_updates_as_one(name, finished):
+    objective = RUNS[name][0]
+    same_run(finished / "one" / objective, finished / "two" / name)
+    start = weights(AutoModelForCausalLM.from_pretrained(finished / f"{objective} start", dtype="float64"))
+    assert largest_difference(start, outcome(finished / "two" / name)[0]) > 1e-2
+
+
+def test_a_process_that_fails_stops_the_others(tmp_path):
+    options = options_for("sft", tmp_path)
+    done = launch(2, tmp_path, [{**options, "objective": "sft", "out": tmp_path / "run", "fail": True}])
+    assert done.returncode != 0
+    assert "rank 1 fell over" in done.stderr
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_refusal_stops_all_processes(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    done = launch(2, tmp_path, [{**options_for("sft", tmp_path), "objective": "sft", "out": tmp_path / "run"}])
+    assert done.returncode != 0
+    assert "already holds a run" in done.stderr
