@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefopt.models.load import turn_dropout_off
 from prefopt.records import InputError
 
 START = "prefopt_start"  # name of the frozen copy of the adapter a run continues
@@ -46,6 +47,7 @@ def adapt(model: Any, options: LoraOptions, adapter: Path | None = None) -> Any:
         adapted = PeftModel.from_pretrained(model, adapter, is_trainable=True)
         adapted.load_adapter(adapter, adapter_name=START, is_trainable=False)
         adapted.set_adapter("default")
+        turn_dropout_off(adapted)  # adapters bring their own, switched on
         return adapted
     config = LoraConfig(
         r=options.lora_rank,
