@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from prefopt.models.adapters import START, LoraOptions, adapt, at_start, is_adapted
 from prefopt.records import InputError
@@ -54,6 +54,18 @@ def test_adapters_have_no_dropout():
     model = adapt(tiny.build("llama"), LoraOptions(lora_rank=4)).train()
     moved(model)
     assert torch.equal(logits(model), logits(model))
+
+
+def test_a_continued_adapter_leaves_the_dropout_it_was_trained_with_behind(tmp_path):
+    torch.manual_seed(2)
+    config = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(tiny.build("llama"), config).save_pretrained(tmp_path)
+    model = adapt(tiny.build("llama"), LoraOptions(), tmp_path)
+    for _ in range(2):
+        assert torch.equal(logits(model), logits(model))
+        with at_start(model):
+            assert torch.equal(logits(model), logits(model))
+        model.train()
 
 
 def test_a_continued_adapter_goes_on_from_its_weights_and_its_start_is_frozen(tmp_path):
