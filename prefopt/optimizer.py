@@ -72,7 +72,12 @@ class Updater:
         for pair in self.pairs:
             if pair.master.grad is None:
                 continue
-            square = _local(pair.master.grad).float().square().sum()
+            square = (
+                torch.linalg.vector_norm(
+                    _local(pair.master.grad), dtype=torch.promote_types(pair.master.dtype, torch.float32)
+                )
+                ** 2
+            )
             if _is_sharded(pair.master):
                 sharded = square if sharded is None else sharded + square
             else:

@@ -41,11 +41,13 @@ ranks.stop()
 def launch(processes: int, folder: Path, runs: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
     """The runs, one after the other, on so many processes of one thread each. TimeoutExpired if they hang.
 
-    Started by torchrun: `accelerate launch --cpu` starts one process, whatever it is asked for, unless there is an MPI.
+    `--multi_gpu` is how `accelerate launch` is told to start several; without a GPU they meet over gloo on the CPU.
+    (Its `--cpu` starts one process, whatever it is asked for, unless there is an MPI.)
     """
     job = folder / "job.py"
     job.write_text(JOB, encoding="utf-8")
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    several = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    several += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = [sys.executable, *(several if processes > 1 else []), str(job)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     given = json.dumps([processes, runs], default=str)
