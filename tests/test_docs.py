@@ -150,6 +150,15 @@ def test_the_recipe_of_the_training_page_is_one() -> None:
     config.resolve(sections(values.pop("objective")), values)
 
 
+def test_the_preflight_messages_are_those_of_the_source() -> None:
+    source = (ROOT / "prefopt" / "preflight.py").read_text(encoding="utf-8")
+    table = PAGES["docs/training.md"].partition("## Preflight")[2].partition("\n## ")[0]
+    messages = re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE)
+    assert len(messages) == source.count("raise PreflightError")
+    for message in messages:
+        assert message.strip(". ") in source, message
+
+
 def test_every_objective_has_its_section() -> None:
     for cls in EVERY.values():
         assert f"## {cls.facts.name.upper()}\n" in PAGES["docs/objectives.md"]
@@ -214,7 +223,7 @@ def chat_tokenizer() -> Any:
     return tokenizer
 
 
-@pytest.mark.parametrize(("heading", "body"), list(examples()))
+@pytest.mark.parametrize(("heading", "body"), [pytest.param(*pair, id=pair[0]) for pair in examples()])
 def test_every_example_is_read_as_what_its_heading_says(heading: str, body: str, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(body, encoding="utf-8")
