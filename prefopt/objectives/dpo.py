@@ -24,10 +24,10 @@ class Reference(NamedTuple):
 class DPO:
     """-log s(beta (log-ratio of chosen - log-ratio of rejected)), log-ratio = sum over tokens of logp - reference logp.
 
-    beta: strength of the pull towards the reference; larger stays closer, smaller moves further (useful range 0.01
-    to 0.5). Rafailov et al. 2023, arXiv:2305.18290, equation 7.
+    Rafailov et al. 2023, arXiv:2305.18290, equation 7.
     """
 
+    # strength of the pull towards the reference: larger stays closer, smaller moves further (useful range 0.01 to 0.5)
     beta: float = 0.1
 
     facts: ClassVar[Facts] = Facts(

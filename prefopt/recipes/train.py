@@ -289,6 +289,8 @@ def _policy(loaded: Loaded, settings: dict[str, Any], objective: Any, journal: J
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     journal.say(f"model: {total:,} parameters, {trained:,} trained, {dtype} on {policy.device}")
     journal.say(f"layout: {choice.reason}")
+    if ranks.world() > 1:
+        journal.say(f"processes: {ranks.world()}, batch_size is over all of them")
     return policy
 
 

@@ -181,9 +181,9 @@ def _train(
     name: str, objective: Any, model: Path, data: Path, held_out: Path, folder: Path, settings: Settings, options: Any
 ) -> Path:
     """Train through the public interface, and add the run's metrics to the quickstart's."""
-    import prefopt
+    from prefopt.recipes.train import train  # torch: not before the first line is shown
 
-    result = prefopt.train(
+    result = train(
         model=model,
         data=data,
         eval_data=held_out,
