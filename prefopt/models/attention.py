@@ -82,19 +82,19 @@ class _Blocks(torch.autograd.Function):
                     -1, block.size, *out.shape[2:]
                 )
                 kept.append(p if keep and block.seen <= KEEP * q.shape[-1] else None)
-        ctx.save_for_backward(q, k, v)
-        ctx.row, ctx.scale, ctx.window, ctx.kept = row, scale, window, kept
+        ctx.save_for_backward(q, k, v, *kept)  # not on ctx itself: gradient checkpointing could not drop them
+        ctx.row, ctx.scale, ctx.window = row, scale, window
         return _scatter_heads(out)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v = ctx.saved_tensors
+        q, k, v, *probabilities = ctx.saved_tensors
         wide = torch.promote_types(q.dtype, torch.float32)  # a prompt's keys collect from every completion
         by_key_head = _gather_heads(q, k.shape[0]).mul_(ctx.scale)  # [J, T, R, D]
         g = _gather_heads(grad.transpose(0, 1), k.shape[0])  # [J, T, R, D]
         dq = torch.empty_like(by_key_head)
         dk, dv = torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
-        kept = iter(ctx.kept)
+        kept = iter(probabilities)
         for segment in ctx.row.segments:
             keys, values = _seen(k, segment), _seen(v, segment)
             for block in _blocks_of(segment):
@@ -109,7 +109,6 @@ class _Blocks(torch.autograd.Function):
                     -1, block.size, *dq.shape[2:]
                 )
                 _add(dk, torch.bmm(pull.transpose(1, 2), _rows(by_key_head, block)), block)
-        ctx.kept = None
         dq = _scatter_heads(dq.mul_(ctx.scale)).transpose(0, 1)
         return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
