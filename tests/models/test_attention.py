@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from prefopt.batch import Batch
 from prefopt.models import attention
@@ -135,6 +138,33 @@ def test_finite_differences_agree_with_the_gradient(window, monkeypatch):
     row = row_of([(2, [3, 1]), (1, [2])])
     q, k, v = tensors(len(row.ids), width=2)
     assert torch.autograd.gradcheck(lambda *x: call(*x, row, sliding_window=window), (q, k, v))
+
+
+def test_backward_can_run_twice():
+    row = row_of(SHAPES["several prompts"])
+    leaves = list(tensors(len(row.ids)))
+    total = call(*leaves, row).sum()
+    first = torch.autograd.grad(total, leaves, retain_graph=True)
+    again = torch.autograd.grad(total, leaves)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_checkpointed_pass_keeps_no_probabilities():
+    """What a forward pass keeps goes through autograd's saved tensors, where checkpointing can drop it."""
+    row = row_of(SHAPES["several prompts"])
+    leaves, alive = list(tensors(len(row.ids))), []
+    softmax = torch.softmax
+
+    def watched(*arguments: Any, **settings: Any) -> Tensor:
+        p = softmax(*arguments, **settings)
+        alive.append(weakref.ref(p))
+        return p
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "softmax", watched)
+        out = checkpoint(lambda *x: call(*x, row), *leaves, use_reentrant=False)
+    assert alive and not any(p() is not None for p in alive)
+    assert_same_with_gradient(out, dense(*leaves, row, D**-0.5), leaves)
 
 
 def test_the_default_scale_is_one_over_the_root_of_the_width():
