@@ -83,6 +83,7 @@ def run(
     held_out: list[Example] | None = None,
     examples: list[Example] | None = None,
     budget: Budget | None = None,
+    peak: float = 1e-2,
     **options: Any,
 ) -> Run:
     """Train on seven rows, three a step, so that the last batch of an epoch is short."""
@@ -94,7 +95,7 @@ def run(
         Offline(examples or rows(objective.facts.data, num=7), batch_size=3, epochs=10),
         Updater(policy.model.parameters()),
         LoopOptions(**options),
-        peak=1e-2,
+        peak=peak,
         steps=steps,
         budget=budget or Budget(tokens),
         held_out=None if held_out is None else lambda: [(Batch.of(held_out), 1.0)],
@@ -150,6 +151,17 @@ def test_metrics_are_means_over_items_however_the_step_is_cut(tokens):
     assert measured == {"eval/loss": 3.5, "eval/nll": 3.5}
 
 
+def test_updates_too_small_for_16_bit_weights_add_up():
+    """Twenty steps of 3e-4: a bfloat16 weight above 0.5 moves by 2e-3 at least, or not at all."""
+    models = Models(Policy(gpt_neox(0, torch.bfloat16)))
+    policy: Any = models.policy
+    before = weights(policy.model)
+    after = run(SFT(), models, steps=20, peak=3e-4, schedule="constant", warmup=0.0).weights
+    moved = torch.cat([(after[name] != x)[x.abs() > 0.5].flatten() for name, x in before.items() if "weight" in name])
+    assert len(moved) > 100
+    assert moved.double().mean() > 0.5
+
+
 # ---------------------------------------------------------------- evaluation
 
 
@@ -165,6 +177,18 @@ def test_evaluation_changes_neither_weights_nor_random_numbers(objective):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert [step for step, _ in watched.evaluations()] == [0, 2, 4, 5]
     assert watched.evaluations()[0][1]["eval/loss"] != watched.evaluations()[-1][1]["eval/loss"]
+
+
+def test_evaluation_keeps_nothing_for_a_backward_pass():
+    models, seen = apart(), []
+
+    def policy(batch: Batch) -> Any:
+        out = models.policy(batch)
+        seen.append(out.logp.requires_grad)
+        return out
+
+    evaluate(Models(policy), SFT(), [(batch_of("demonstrations"), 1.0)], Budget(30))
+    assert seen and not any(seen)
 
 
 def test_without_an_interval_evaluation_is_at_the_start_and_the_end():

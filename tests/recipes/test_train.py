@@ -176,12 +176,15 @@ def test_bfloat16_weights_learn_and_stay_bfloat16(objective, model_dir, pairs, d
     assert next(model.parameters()).dtype == torch.bfloat16
 
 
-def test_same_seed_gives_the_same_weights_and_another_seed_others(model_dir, pairs, tmp_path):
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_same_seed_gives_the_same_weights_and_another_seed_others(lora_rank, model_dir, pairs, tmp_path):
+    """The seed decides the order of the data and, with an adapter, its first weights."""
     ends = []
     for number, seed in enumerate((3, 3, 4)):
-        result = run(DPO(), model_dir, pairs, tmp_path / str(number), seed=seed, lora_rank=2)
-        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), result.model_dir)
-        ends.append(weights(model))
+        given = {"seed": seed, "lora_rank": lora_rank, "eval_data": pairs}  # the same rows are trained on
+        result = run(DPO(), model_dir, pairs, tmp_path / str(number), **given)
+        model = AutoModelForCausalLM.from_pretrained(model_dir if lora_rank else result.model_dir)
+        ends.append(weights(PeftModel.from_pretrained(model, result.model_dir) if lora_rank else model))
     assert largest_difference(ends[0], ends[1]) == 0
     assert largest_difference(ends[0], ends[2]) > 1e-4
 
