@@ -194,7 +194,9 @@ def evaluate(
 
             def passes(tokens: int, batch: Batch = batch, targets: Any = targets, weight: float = weight) -> Sums:
                 part_sums = Sums()
-                for part, goal, counts in lockstep(list(parts(batch, targets, tokens))):
+                pieces = list(parts(batch, targets, tokens))
+                # a process that may begin again with half the budget must not count passes with the others
+                for part, goal, counts in [(*piece, True) for piece in pieces] if budget.halves else lockstep(pieces):
                     loss, seen = objective.loss(part, models.policy(part), goal)
                     if weight and counts:
                         part_sums.add(loss, seen)
