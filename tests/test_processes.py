@@ -21,11 +21,24 @@ JOB = """
 import json, sys
 import prefopt
 from prefopt import ranks
+from prefopt.models.policy import Policy
 from prefopt.objectives import EVERY
 from prefopt.recipes import train as recipe
 
+def outage(at):
+    # on the second process, forward pass number `at` of this run finds no memory
+    plain, passes = Policy.__call__, []
+    def call(policy, batch):
+        passes.append(batch)
+        if len(passes) - 1 == at and ranks.rank() == 1:
+            raise MemoryError
+        return plain(policy, batch)
+    Policy.__call__ = call
+
 wanted, runs = json.loads(sys.argv[1])
 for given in runs:
+    if "outage" in given:
+        outage(given.pop("outage"))
     if given.pop("fail", None):
         def policy(*arguments):
             if ranks.rank() == 1:
@@ -51,9 +64,16 @@ def launch(processes: int, folder: Path, runs: list[dict[str, Any]]) -> subproce
     command = [sys.executable, *(several if processes > 1 else []), str(job)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     given = json.dumps([processes, runs], default=str)
-    return subprocess.run(
-        [*command, given], capture_output=True, text=True, env=environment, timeout=SECONDS, check=False
+    started = subprocess.Popen(
+        [*command, given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
+    try:
+        out, error = started.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        started.terminate()  # not kill: the launcher ends its processes first
+        started.communicate()
+        raise
+    return subprocess.CompletedProcess(command, started.returncode, out, error)
 
 
 def options_for(objective: str, folder: Path) -> dict[str, Any]:
@@ -94,6 +114,9 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {}),
     "dpo": ("dpo", {}),
     "dpo in small passes, reference in memory": ("dpo", {"reference": "copy", "tokens_per_forward": 20}),
+    # without the step-0 identities the first passes are those of the evaluation, of two batches
+    "sft, no memory in an evaluation": ("sft", {"preflight": "off", "outage": 1}),
+    "sft, no memory in an update": ("sft", {"preflight": "off", "outage": 2}),
     "sft sharded": ("sft", {"shard": True}),
     "dpo sharded": ("dpo", {"shard": True, "tokens_per_forward": 20}),
 }
