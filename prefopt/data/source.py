@@ -17,7 +17,7 @@ class Offline:
     The order is a pure function of (seed, epoch), so the whole state is the number of steps taken: assign `step` to
     resume. `batch_size` counts prompts over all ranks. Rank r takes every `world`-th prompt of each batch from its r-th
     on, so the ranks' shares together are the single process's batch, whatever `world` is.
-    InputError without examples, or without a full batch where the last is dropped.
+    InputError without examples.
     """
 
     def __init__(
@@ -30,27 +30,20 @@ class Offline:
         shuffle: bool = True,
         rank: int = 0,
         world: int = 1,
-        drop_last: bool = False,
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 <= rank < world:
             raise InputError(f"rank {rank} is not one of {world} processes")
         self.examples, self.batch_size, self.epochs = examples, batch_size, epochs
-        self.seed, self.shuffle, self.rank, self.world, self.drop_last = seed, shuffle, rank, world, drop_last
+        self.seed, self.shuffle, self.rank, self.world = seed, shuffle, rank, world
         self.step = 0
-        if not self.steps_per_epoch:
-            found = f"{len(examples)} examples for a batch of {batch_size}"
-            raise InputError(f"{found}; give more data or a smaller batch_size")
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.examples)
+        if not examples:
+            raise InputError("no examples to make batches of; give data")
 
     @property
     def steps_per_epoch(self) -> int:
-        whole = len(self.examples) / self.batch_size
-        return math.floor(whole) if self.drop_last else math.ceil(whole)
+        return math.ceil(len(self.examples) / self.batch_size)
 
     def steps(self) -> int:
         """Batches in all epochs; part of an epoch is rounded up."""
