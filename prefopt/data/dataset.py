@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +60,6 @@ class Dataset:
 
     examples, rows: the same length and order. shape: the detected convention in words. dropped: reason -> rows.
     truncated: completions whose end was cut. notes: what tokenisation met and handled, with counts.
-    fingerprint: hash of the token ids, order included.
     """
 
     examples: list[Example]
@@ -70,10 +70,11 @@ class Dataset:
     dropped: dict[str, int] = field(default_factory=dict)
     truncated: int = 0
     notes: dict[str, int] = field(default_factory=dict)
-    fingerprint: str = ""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fingerprint", fingerprint(self.examples))
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the token ids, order included."""
+        return fingerprint(self.examples)
 
     def __len__(self) -> int:
         return len(self.examples)

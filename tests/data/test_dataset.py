@@ -228,6 +228,22 @@ def test_the_fingerprint_follows_tokens_and_order(tmp_path: Path) -> None:
     assert made(tmp_path, swapped).fingerprint != first
 
 
+def test_the_fingerprint_is_computed_once_and_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefopt.data import dataset
+
+    calls: list[int] = []
+
+    def counted(examples: list[Any]) -> str:
+        calls.append(len(examples))
+        return "print"
+
+    monkeypatch.setattr(dataset, "fingerprint", counted)
+    train, held = split(made(tmp_path, PAIRS), 0.25, 0)
+    assert calls == []
+    assert (held.fingerprint, held.fingerprint) == ("print", "print")
+    assert calls == [len(held)]
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     prompts=st.lists(st.integers(0, 6), min_size=2, max_size=25).filter(lambda numbers: len(set(numbers)) > 1),
