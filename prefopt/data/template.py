@@ -50,7 +50,7 @@ class Encoder:
     notes: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.chat_template = _template(self.chat_template)
+        self.chat_template = None if self.chat_template is None else template_text(self.chat_template)
         ids = _ids(self.tokenizer, ["a"], special=True)[0]
         self.bos, self.eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         self.adds_bos = self.bos is not None and ids[:1] == [self.bos]
@@ -401,11 +401,11 @@ def _ids(tokenizer: Any, texts: list[str], special: bool = False) -> list[list[i
     return [list(ids) for ids in tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]]
 
 
-def _template(given: str | None) -> str | None:
-    """A jinja template from its text or from a file."""
-    if given is None or "{" in given or "\n" in given:
-        return given
-    path = Path(given)
+def template_text(path_or_text: str) -> str:
+    """A jinja template from its text or from a file. InputError if it is neither."""
+    if "{" in path_or_text or "\n" in path_or_text:
+        return path_or_text
+    path = Path(path_or_text)
     if not path.is_file():
-        raise InputError(f"chat_template: {given} is neither a file nor a template; give a path or jinja text")
+        raise InputError(f"chat_template: {path_or_text} is neither a file nor a template; give a path or jinja text")
     return path.read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ from chat_styles import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.data import DataOptions, load
+from prefopt.data import DataOptions, load, template_text
 from prefopt.data.columns import Record
 from prefopt.data.template import Encoder
 from prefopt.records import Example, InputError
@@ -323,6 +323,11 @@ def test_a_chat_without_a_template_says_how_to_give_one(tmp_path: Path) -> None:
         assert load(path, build(), "demonstrations", DataOptions(chat_template=given_template)).examples == own
     with pytest.raises(InputError, match="neither a file nor a template"):
         load(path, build(), "demonstrations", DataOptions(chat_template="absent.jinja"))
+
+
+def test_the_text_of_a_template_given_either_way_is_public(tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text(CHATML)
+    assert template_text(CHATML) == template_text(str(tmp_path / "chat.jinja")) == CHATML
 
 
 SHARED = build(CHATML, adds_bos=True)
