@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations
 from typing import Literal
 
 from prefopt.data.columns import Dropped, Record
@@ -29,17 +30,19 @@ def check(shape: Shape, kind: Kind, source: str) -> None:
     raise InputError(f"{found}; use {FITS[shape.kind]}, or give other data")
 
 
-def convert(record: Record, shape: Shape, kind: Kind) -> Iterator[Record]:
-    """The record as one or more of `kind`. Dropped, with the reason, where it cannot be one."""
+def convert(record: Record, shape: Shape, kind: Kind) -> Iterator[Record | Dropped]:
+    """The record as one or more of `kind`; what cannot be one as the Dropped that gives the reason.
+
+    RowError where a prompt is wanted of a conversation that has none.
+    """
     if shape.kind == "pairs" and kind in ("pairs", "labels") and record.completions[0] == record.completions[1]:
-        raise Dropped("chosen and rejected are equal")
-    if kind == "prompts":
+        yield Dropped("chosen and rejected are equal")
+    elif kind == "prompts":
         yield _asked(record)
-        return
-    if kind == shape.kind:
+    elif kind == shape.kind:
         yield record
-        return
-    yield from _CONVERT[shape.kind, kind](record, shape)
+    else:
+        yield from _CONVERT[shape.kind, kind](record, shape)
 
 
 def _asked(record: Record) -> Record:
@@ -55,10 +58,8 @@ def _best(record: Record, shape: Shape) -> Iterator[Record]:
     yield _only(record, record.scores.index(max(record.scores)), 1.0)
 
 
-def _good(record: Record, shape: Shape) -> Iterator[Record]:
-    if record.scores[0] != 1.0:
-        raise Dropped("labelled bad, not a demonstration")
-    yield record
+def _good(record: Record, shape: Shape) -> Iterator[Record | Dropped]:
+    yield record if record.scores[0] == 1.0 else Dropped("labelled bad, not a demonstration")
 
 
 def _each(record: Record, shape: Shape) -> Iterator[Record]:
@@ -67,10 +68,11 @@ def _each(record: Record, shape: Shape) -> Iterator[Record]:
         yield _only(record, number, score)
 
 
-def _right_or_wrong(record: Record, shape: Shape) -> Iterator[Record]:
+def _right_or_wrong(record: Record, shape: Shape) -> Iterator[Record | Dropped]:
     """Answers that were marked right or wrong, as labels; a rating on a scale is not one."""
     if not set(record.scores) <= {0.0, 1.0}:
-        raise Dropped("rated on a scale, neither good nor bad")
+        yield Dropped("rated on a scale, neither good nor bad")
+        return
     yield from _each(record, shape)
 
 
@@ -79,18 +81,21 @@ def _only(record: Record, number: int, score: float) -> Record:
     return replace(record, completions=[record.completions[number]], scores=[score], asides=asides)
 
 
-def _best_and_worst(record: Record, shape: Shape) -> Iterator[Record]:
+def _best_and_worst(record: Record, shape: Shape) -> Iterator[Record | Dropped]:
     """The best against the worst; of ranked siblings, each against every worse one (ranks are a person's own order)."""
-    if max(record.scores, default=0.0) == min(record.scores, default=0.0):
-        raise Dropped("tied scores" if len(record.scores) > 1 else "a single answer, no pair")
-    best, worst = record.scores.index(max(record.scores)), record.scores.index(min(record.scores))
-    picked = [(best, worst)]
-    if shape.every_pair:
-        order = sorted(range(len(record.scores)), key=lambda number: -record.scores[number])
-        picked = [(a, b) for place, a in enumerate(order) for b in order[place + 1 :]]
-    for a, b in picked:
-        if record.scores[a] != record.scores[b] and record.completions[a] != record.completions[b]:
-            yield replace(record, completions=[record.completions[a], record.completions[b]], scores=[1.0, 0.0])
+    order = sorted(range(len(record.scores)), key=lambda number: -record.scores[number])
+    if len(order) < 2:
+        yield Dropped("a single answer, no pair")
+        return
+    extremes = (order[0], record.scores.index(min(record.scores)))
+    for better, worse in combinations(order, 2) if shape.every_pair else [extremes]:
+        completions = [record.completions[better], record.completions[worse]]
+        if record.scores[better] == record.scores[worse]:
+            yield Dropped("tied scores")
+        elif completions[0] == completions[1]:
+            yield Dropped("chosen and rejected are equal")
+        else:
+            yield replace(record, completions=completions, scores=[1.0, 0.0])
 
 
 _CONVERT = {

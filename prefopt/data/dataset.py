@@ -187,10 +187,11 @@ def _records(
 def _converted(records: list[Record], reader: Reader, kind: Kind, counts: Counter[str]) -> Iterator[Record]:
     assert reader.shape
     for record in records:
-        try:
-            yield from convert(record, reader.shape, kind)
-        except Dropped as why:
-            counts[str(why)] += 1
+        for item in convert(record, reader.shape, kind):
+            if isinstance(item, Dropped):
+                counts[str(item)] += 1
+            else:
+                yield item
 
 
 def _refuse(error: RowError, options: DataOptions, counts: Counter[str]) -> None:

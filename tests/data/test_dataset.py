@@ -121,6 +121,20 @@ def test_ties_single_answers_and_bad_labels_are_counted(tmp_path: Path) -> None:
     assert made(tmp_path, graded, "labels").dropped == {"rated on a scale, neither good nor bad": 1}
 
 
+def test_equal_texts_with_different_ratings_give_no_pair_and_are_counted(tmp_path: Path) -> None:
+    rated = [{"prompt": "a", "completions": texts, "scores": [3, 1]} for texts in ([" b", " b"], [" b", " c"])]
+    data = made(tmp_path, rated)
+    assert (len(data), data.dropped) == (1, {"chosen and rejected are equal": 1})
+
+
+def test_siblings_with_equal_texts_or_ranks_lose_only_that_pair_and_are_counted(tmp_path: Path) -> None:
+    ranked = [("x", 0), ("x", 1), ("y", 1), ("z", 2)]
+    replies = [{"text": text, "role": "assistant", "rank": rank, "replies": []} for text, rank in ranked]
+    tree = {"message_id": "1", "parent_id": None, "text": "q", "role": "prompter", "replies": replies}
+    data = made(tmp_path, [tree])
+    assert (len(data), data.dropped) == (4, {"chosen and rejected are equal": 1, "tied scores": 1})
+
+
 def test_the_first_bad_row_stops_and_skip_bad_counts_them_all(tmp_path: Path) -> None:
     bad = ["{", '{"prompt": NaN}', {"prompt": "a", "chosen": None, "rejected": "b"}, {"prompt": "a", "rejected": "b"}]
     mixed = {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]}
