@@ -181,17 +181,22 @@ def _records(
         except Dropped as why:
             counts[str(why)] += 1
             continue
-        yield from _converted(found, reader, kind, counts)
+        for record in found:
+            yield from _converted(record, reader, kind, options, counts)
 
 
-def _converted(records: list[Record], reader: Reader, kind: Kind, counts: Counter[str]) -> Iterator[Record]:
+def _converted(
+    record: Record, reader: Reader, kind: Kind, options: DataOptions, counts: Counter[str]
+) -> Iterator[Record]:
     assert reader.shape
-    for record in records:
+    try:
         for item in convert(record, reader.shape, kind):
             if isinstance(item, Dropped):
                 counts[str(item)] += 1
             else:
                 yield item
+    except RowError as error:
+        _refuse(error, options, counts)
 
 
 def _refuse(error: RowError, options: DataOptions, counts: Counter[str]) -> None:

@@ -159,6 +159,15 @@ def test_rows_that_the_template_refuses_are_skipped_too(tmp_path: Path) -> None:
     assert (len(data), data.dropped) == (1, {"the chat template leaves out tool turns": 1})
 
 
+def test_conversations_that_hold_no_prompt_are_skipped_too(tmp_path: Path) -> None:
+    rows = [{"messages": talk} for talk in ([user("a"), assistant("b")], [user("a")], [assistant("b")])]
+    with pytest.raises(InputError, match=r"rows.jsonl:2: no assistant turn"):
+        made(tmp_path, rows, "prompts", CHAT)
+    data = made(tmp_path, rows, "prompts", CHAT, skip_bad=True)
+    assert data.dropped == {"no assistant turn": 1, "the conversation starts with its only answer": 1}
+    assert len(data) == 1
+
+
 def test_when_nothing_is_left_the_reasons_are_given(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"every row was dropped \(8 prompt leaves no room in max_length 3\)"):
         made(tmp_path, PAIRS, max_length=3)
