@@ -212,7 +212,11 @@ def _rows(source: str | Path, options: DataOptions, counts: Counter[str]) -> Ite
         if isinstance(item, RowError):
             _refuse(item, options, counts)
             continue
-        row = rename(item, options.map) if options.map else item
+        try:
+            row = rename(item, options.map) if options.map else item
+        except RowError as error:
+            _refuse(error, options, counts)
+            continue
         if {"message_id", "parent_id", "text"} <= row.values.keys() and "replies" not in row.values:
             loose.append(row)
         else:
@@ -221,14 +225,15 @@ def _rows(source: str | Path, options: DataOptions, counts: Counter[str]) -> Ite
 
 
 def rename(row: Row, names: dict[str, str]) -> Row:
-    """The row with the user's column names turned into ours. InputError, naming the nearest, for an unknown one."""
+    """The row with the user's column names turned into ours.
+
+    InputError, naming the nearest, where ours is unknown; RowError, likewise, where the row lacks theirs.
+    """
     for ours, theirs in names.items():
         if ours not in KNOWN:
-            raise InputError(f"map: {ours!r} is not a column this program reads{_nearest(ours, KNOWN)}")
+            raise InputError(f"map: {ours!r} is not a column this program reads; {_nearest(ours, KNOWN)}")
         if theirs not in row.values:
-            raise InputError(
-                f"{row.where}: map names column {theirs!r}, which the row lacks{_nearest(theirs, row.values)}"
-            )
+            raise RowError(row.where, f"map names column {theirs!r}, which the row lacks", _nearest(theirs, row.values))
     taken = set(names.values())
     kept = {key: value for key, value in row.values.items() if key not in taken}
     return replace(row, values={**kept, **{ours: row.values[theirs] for ours, theirs in names.items()}})
@@ -236,7 +241,7 @@ def rename(row: Row, names: dict[str, str]) -> Row:
 
 def _nearest(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(known))}"
+    return f"did you mean {close[0]!r}?" if close else f"the names are {', '.join(sorted(known))}"
 
 
 def _encode(

@@ -186,6 +186,14 @@ def test_columns_are_renamed_and_wrong_names_get_the_nearest(tmp_path: Path) -> 
         made(tmp_path, rows, map=names | {"chosen": "god"})
 
 
+def test_a_row_without_a_renamed_column_is_skipped_too(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "good": " b", "rejected": " c"}, {"prompt": "a", "rejected": " c"}]
+    with pytest.raises(InputError, match=r"rows.jsonl:2: map names column 'good', which the row lacks; the names are"):
+        made(tmp_path, rows, map={"chosen": "good"})
+    data = made(tmp_path, rows, map={"chosen": "good"}, skip_bad=True)
+    assert (len(data), data.dropped) == (1, {"map names column 'good', which the row lacks": 1})
+
+
 def test_a_renamed_column_leaves_its_old_namesake_out(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "chosen": "old", "rejected": " c", "better": " b"}]
     [example] = made(tmp_path, rows, map={"chosen": "better"}).examples
