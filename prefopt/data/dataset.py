@@ -221,7 +221,11 @@ def _rows(source: str | Path, options: DataOptions, counts: Counter[str]) -> Ite
             loose.append(row)
         else:
             yield row
-    yield from grow(loose)
+    for item in grow(loose):
+        if isinstance(item, RowError):
+            _refuse(item, options, counts)
+        else:
+            yield item
 
 
 def rename(row: Row, names: dict[str, str]) -> Row:

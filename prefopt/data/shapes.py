@@ -391,16 +391,40 @@ def _check_unicode(record: Record) -> None:
                 ) from None
 
 
-def grow(rows: list[Row]) -> list[Row]:
-    """OpenAssistant messages one per row (message_id, parent_id) as one nested row per tree."""
-    nodes = {row.values["message_id"]: {**row.values, "replies": []} for row in rows}
-    trees = []
+def grow(rows: list[Row]) -> Iterator[Row | RowError]:
+    """OpenAssistant messages one per row (message_id, parent_id) as one nested row per tree.
+
+    A message whose id is taken, or that hangs on no tree, is the RowError that names it.
+    """
+    nodes: dict[str, dict[str, Any]] = {}
+    kept = []
     for row in rows:
-        node, parent = nodes[row.values["message_id"]], row.values.get("parent_id")
-        if parent is None:
-            trees.append(replace(row, values=node))
-        elif parent in nodes:
-            nodes[parent]["replies"].append(node)
+        name = str(row.values["message_id"])
+        if name in nodes:
+            yield RowError(row.where, "duplicate message_id", "keep one of the messages", name)
         else:
-            raise RowError(row.where, "parent_id names no message of the file", "keep whole trees", str(parent))
-    return trees
+            nodes[name] = {**row.values, "replies": []}
+            kept.append(row)
+    reached = _joined(nodes)
+    for row in kept:
+        name, parent = str(row.values["message_id"]), row.values["parent_id"]
+        if parent is None:
+            yield replace(row, values=nodes[name])
+        elif str(parent) not in nodes:
+            yield RowError(row.where, "parent_id names no message of the file", "keep whole trees", str(parent))
+        elif name not in reached:
+            yield RowError(row.where, "the message hangs on no tree", "a message above it is missing: keep whole trees")
+
+
+def _joined(nodes: dict[str, dict[str, Any]]) -> set[str]:
+    """The ids that a first message leads to, once every node is put among the replies of its parent."""
+    for node in nodes.values():
+        if node["parent_id"] is not None and str(node["parent_id"]) in nodes:
+            nodes[str(node["parent_id"])]["replies"].append(node)
+    reached: set[str] = set()
+    waiting = [node for node in nodes.values() if node["parent_id"] is None]
+    while waiting:
+        node = waiting.pop()
+        reached.add(str(node["message_id"]))
+        waiting += node["replies"]
+    return reached

@@ -109,6 +109,26 @@ def test_messages_of_a_tree_one_per_row_are_gathered(tmp_path: Path) -> None:
         made(tmp_path, rows[1:])
 
 
+def test_messages_that_fit_no_tree_are_refused_or_counted_each(tmp_path: Path) -> None:
+    def said(name: str, parent: str | None, rank: int | None = None) -> dict[str, Any]:
+        role = "prompter" if rank is None else "assistant"
+        return {"message_id": name, "parent_id": parent, "text": name, "role": role, "rank": rank}
+
+    good = [said("1", None), said("2", "1", 0), said("3", "1", 1)]
+    bad = {
+        "parent_id names no message of the file: 8": said("9", "8", 0),
+        "the message hangs on no tree": said("10", "9"),
+        "duplicate message_id: 2": said("2", "1", 2),
+    }
+    loop = [said("9", "10"), said("10", "9")]
+    for message, rows in zip(bad, ([said("9", "8", 0)], loop, [said("2", "1", 2)]), strict=True):
+        with pytest.raises(InputError, match=f"rows.jsonl:4: {message}"):
+            made(tmp_path, [*good, *rows])
+    data = made(tmp_path, [*good, *bad.values()], skip_bad=True)
+    assert data.dropped == {message.split(":")[0]: 1 for message in bad}
+    assert [TEXT.decode(tokens) for tokens in data.examples[0].completions] == [" 2</s>", " 3</s>"]
+
+
 def test_ties_single_answers_and_bad_labels_are_counted(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "completions": [" b", " c"], "scores": scores} for scores in ([1, 1], [1, 2])]
     assert made(tmp_path, [*rows, {"prompt": "a", "completions": [" b"], "scores": [1]}]).dropped == {
