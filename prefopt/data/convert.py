@@ -24,7 +24,8 @@ FITS = {
 
 def check(shape: Shape, kind: Kind, source: str) -> None:
     """InputError, naming what the data is and what it is good for, unless it can serve as `kind`."""
-    if kind in ("prompts", shape.kind) or (shape.kind, kind) in _CONVERT:
+    rated = (shape.kind, kind) == ("ratings", "labels") and not shape.marked  # no number says where good begins
+    if kind in ("prompts", shape.kind) or ((shape.kind, kind) in _CONVERT and not rated):
         return
     found = f"{source} holds {shape.kind} ({shape.name}), and this objective needs {kind}"
     raise InputError(f"{found}; use {FITS[shape.kind]}, or give other data")
@@ -68,14 +69,6 @@ def _each(record: Record, shape: Shape) -> Iterator[Record]:
         yield _only(record, number, score)
 
 
-def _right_or_wrong(record: Record, shape: Shape) -> Iterator[Record | Dropped]:
-    """Answers that were marked right or wrong, as labels; a rating on a scale is not one."""
-    if not set(record.scores) <= {0.0, 1.0}:
-        yield Dropped("rated on a scale, neither good nor bad")
-        return
-    yield from _each(record, shape)
-
-
 def _only(record: Record, number: int, score: float) -> Record:
     asides = record.asides[number : number + 1]
     return replace(record, completions=[record.completions[number]], scores=[score], asides=asides)
@@ -103,6 +96,6 @@ _CONVERT = {
     ("ratings", "demonstrations"): _best,
     ("labels", "demonstrations"): _good,
     ("pairs", "labels"): _each,
-    ("ratings", "labels"): _right_or_wrong,
+    ("ratings", "labels"): _each,
     ("ratings", "pairs"): _best_and_worst,
 }

@@ -23,6 +23,7 @@ class Shape:
 
     kind: what its rows are. needs: its columns (`a|b`: either). parse: how a row is read. texts: the columns that are
     text or messages, in every row alike. reads: columns it takes where a row has them. every_pair: see `convert`.
+    marked: its scores say right (1) or wrong (0), so that each answer has a label of its own.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Shape:
     texts: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     every_pair: bool = False
+    marked: bool = False
 
 
 # -- one function per convention
@@ -256,7 +258,7 @@ _ALWAYS = ("tools", "chat_template_kwargs")
 SHAPES: tuple[Shape, ...] = (
     Shape("an OpenAssistant message tree", "ratings", ("message_tree_id", "prompt"), _tree, every_pair=True),
     Shape("an OpenAssistant message tree", "ratings", ("message_id", "text", "role"), _tree, every_pair=True),
-    Shape("question and solutions with is_correct", "ratings", ("question", "(solution)"), _solutions),
+    Shape("question and solutions with is_correct", "ratings", ("question", "(solution)"), _solutions, marked=True),
     Shape("conversations/chosen/rejected", "pairs", (_CHAT, *_PAIR), _conversation_pair, _PAIR),
     Shape("messages/label", "labels", (_CHAT, _LABEL), _labelled_messages),
     Shape("instruction/chosen/rejected", "pairs", ("instruction", *_PAIR), _instruction, _PAIR, (*_ALPACA, *_SCORED)),

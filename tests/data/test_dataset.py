@@ -86,6 +86,16 @@ def test_data_that_cannot_serve_is_refused_with_what_fits(tmp_path: Path) -> Non
             made(tmp_path, [row], kind)
 
 
+def test_only_answers_marked_right_or_wrong_become_labels(tmp_path: Path) -> None:
+    marked = {name: {"solution": f" {name}", "is_correct": name == "b"} for name in ("b", "c")}
+    assert [e.scores for e in made(tmp_path, [{"question": "a", **marked}], "labels").examples] == [[1.0], [0.0]]
+    replies = [{"text": "b", "role": "assistant", "rank": 0}]
+    best = {"message_id": "1", "text": "a", "role": "prompter", "replies": replies}
+    for row in ({"prompt": "a", "completions": [" b"], "scores": [1]}, best):
+        with pytest.raises(InputError, match=r"holds ratings .* needs labels; use SFT, DPO"):
+            made(tmp_path, [row], "labels")
+
+
 def test_a_text_that_is_both_chosen_and_rejected_gives_no_labels(tmp_path: Path) -> None:
     data = made(tmp_path, [PAIRS[0], {"prompt": "a", "chosen": " b", "rejected": " b"}], "labels")
     assert (len(data), data.dropped) == (2, {"chosen and rejected are equal": 1})
@@ -137,8 +147,6 @@ def test_ties_single_answers_and_bad_labels_are_counted(tmp_path: Path) -> None:
     }
     rows = [{"prompt": "a", "completion": " b", "label": label} for label in (True, False, False)]
     assert made(tmp_path, rows, "demonstrations").dropped == {"labelled bad, not a demonstration": 2}
-    graded = [{"prompt": "a", "completions": [" b", " c"], "scores": scores} for scores in ([0, 1], [3, 4])]
-    assert made(tmp_path, graded, "labels").dropped == {"rated on a scale, neither good nor bad": 1}
 
 
 def test_equal_texts_with_different_ratings_give_no_pair_and_are_counted(tmp_path: Path) -> None:
