@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 
+from prefopt import ranks
 from prefopt.records import InputError
 
 T = TypeVar("T")
@@ -18,13 +19,22 @@ log = logging.getLogger("prefopt")
 class Budget:
     """A token budget per forward pass. It bounds memory and never changes a result: losses are sums.
 
-    halves: go on with half of it when memory runs out; not where processes must run as many passes as each other.
+    together: every process runs as many forward passes as the others (sharded weights are gathered in each), so that
+    none may begin again with half the budget.
     """
 
-    def __init__(self, tokens: int, halves: bool = True) -> None:
+    def __init__(self, tokens: int, together: bool = False) -> None:
         if tokens < 1:
             raise InputError(f"tokens_per_forward must be at least 1, got {tokens}")
-        self.tokens, self.halves = tokens, halves
+        self.tokens, self.together = tokens, together
+
+    def passes(self, pieces: Sequence[T]) -> Iterator[tuple[T, bool]]:
+        """Every piece, for one forward pass each; together, the last again until all processes ran as many.
+
+        The second value is False for the repetitions, which must count nothing.
+        """
+        for number in range(ranks.all_max(len(pieces)) if self.together else len(pieces)):
+            yield pieces[min(number, len(pieces) - 1)], number < len(pieces)
 
     def run(self, work: Callable[[int], T], smallest: int, undo: Callable[[], None] = lambda: None) -> T:
         """`work(tokens)`, again with half the budget whenever memory runs out.
@@ -43,7 +53,7 @@ class Budget:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            if not self.halves:
+            if self.together:
                 raise InputError(f"out of memory ({message}); a sharded run cannot adapt: lower tokens_per_forward")
             if self.tokens <= smallest:
                 advice = "gradient_checkpointing=true, a smaller max_length, lora_rank=16 or dtype=bfloat16"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,9 +85,9 @@ class Models:
     reference: Callable[[Batch], Tensor] | None = None
 
 
-def budget_for(options: LoopOptions, device: torch.device, halves: bool = True) -> Budget:
+def budget_for(options: LoopOptions, device: torch.device, together: bool = False) -> Budget:
     """The token budget of a run on `device`."""
-    return Budget(options.tokens_per_forward or (8192 if device.type == "cuda" else 2048), halves)
+    return Budget(options.tokens_per_forward or (8192 if device.type == "cuda" else 2048), together)
 
 
 def rate(options: LoopOptions, peak: float, step: int, steps: int) -> float:
@@ -118,7 +118,7 @@ def update(
     def passes(tokens: int) -> Sums:
         sums = Sums()
         pieces = list(parts(batch, targets, tokens))
-        for part, goal, counts in lockstep(pieces) if settings.sharded else [(*piece, True) for piece in pieces]:
+        for (part, goal), counts in budget.passes(pieces):
             share = weight if counts else 0.0
             loss, seen = objective.loss(part, models.policy(part), goal)
             (loss * (share / total)).backward()
@@ -137,22 +137,12 @@ def update(
     return {"loss": sums.mean_loss(total), **sums.means(), "grad_norm": norm, "tokens": float(tokens)}
 
 
-def lockstep(pieces: list[tuple[Batch, Any]]) -> Iterator[tuple[Batch, Any, bool]]:
-    """Every piece, then the last again until all processes ran as many: sharded models gather in every pass.
-
-    The third value is False for the repetitions, which must count nothing.
-    """
-    for number in range(ranks.all_max(len(pieces))):
-        yield (*pieces[min(number, len(pieces) - 1)], number < len(pieces))
-
-
 @dataclass(frozen=True)
 class Step:
-    """Settings of one update. sharded: the model gathers weights across processes inside each forward pass."""
+    """Settings of one update."""
 
     learning_rate: float
     max_grad_norm: float | None
-    sharded: bool = False
 
 
 class Sums:
@@ -194,9 +184,7 @@ def evaluate(
 
             def passes(tokens: int, batch: Batch = batch, targets: Any = targets, weight: float = weight) -> Sums:
                 part_sums = Sums()
-                pieces = list(parts(batch, targets, tokens))
-                # a process that may begin again with half the budget must not count passes with the others
-                for part, goal, counts in [(*piece, True) for piece in pieces] if budget.halves else lockstep(pieces):
+                for (part, goal), counts in budget.passes(list(parts(batch, targets, tokens))):
                     loss, seen = objective.loss(part, models.policy(part), goal)
                     if weight and counts:
                         part_sums.add(loss, seen)
@@ -224,7 +212,6 @@ def train(
     budget: Budget,
     held_out: Callable[[], Iterable[tuple[Batch, float]]] | None = None,
     listeners: Sequence[Listener] = (),
-    sharded: bool = False,
 ) -> None:
     """Run `steps` updates. InputError after `max_bad_steps` gradients in a row that are not finite."""
 
@@ -247,7 +234,7 @@ def train(
             weight,
             updater,
             budget,
-            Step(now, options.max_grad_norm, sharded),
+            Step(now, options.max_grad_norm),
         )
         bad = 0 if metrics is not None else bad + 1
         if metrics is None:

@@ -7,7 +7,6 @@ a few rows check it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,85 +32,79 @@ def sample(batch: Batch) -> Batch:
     return batch.take(0, stop)
 
 
-def check(
-    objective: Any,
-    policy: Any,
-    reference: Callable[[Batch], Tensor] | None,
-    batch: Batch,
-    *,
-    same_model: bool = True,
-) -> list[str]:
-    """Run the identities on `batch` and return a line for each that held.
+def check_policy(policy: Any, batch: Batch) -> list[str]:
+    """The policy's own identities on a few rows: two passes agree, packed equals padded; a line for each that held.
 
-    policy: has `score(batch, layout) -> Outputs` and `layout`. same_model: the reference is the policy before training,
-    so that the objective's `at_start` values must hold. PreflightError on the first that does not.
+    policy: has `score(batch, layout) -> Outputs`, `layout` and `model`. PreflightError on the first that fails.
     """
-    passed = []
     with torch.no_grad():
-        first = policy(batch)
-        again = policy(batch)
-        slack = rounding(first.logp, policy)
-        _require_finite(first)
-        gap = (first.logp - again.logp).abs().max().item()
+        first, again = policy(batch).logp, policy(batch).logp
+        if not torch.isfinite(first).all():
+            raise PreflightError("the model's log-probs are not finite; try dtype: float32 or check its weights")
+        slack, gap = rounding(first, policy.model), _gap(first, again)
         if not gap <= slack:
             raise PreflightError(
-                f"two passes over the same rows differ by {gap:.1e} nats: the model is random; "
+                f"two passes over the same rows differ by {gap:.1e} nats a token: the model is random; "
                 "switch dropout and other noise off in its config"
             )
-        passed.append(f"two passes agree to {gap:.0e} nats")
+        passed = [f"two passes agree to {gap:.0e} nats a token"]
         if policy.layout != "padded":
-            gap = (policy.score(batch, "padded").logp - first.logp).abs().max().item()
+            gap = _gap(first, policy.score(batch, "padded").logp)
             if not gap <= slack:
                 raise PreflightError(
-                    f"the packed layout differs from the padded one by {gap:.1e} nats on this data; "
+                    f"the packed layout differs from the padded one by {gap:.1e} nats a token on this data; "
                     "use layout: padded, and report the model"
                 )
-            passed.append(f"packed equals padded to {gap:.0e} nats")
-        if reference is not None and same_model:
-            passed += _against_reference(objective, first, reference, batch, slack)
+            passed.append(f"packed equals padded to {gap:.0e} nats a token")
     return passed
 
 
-def _require_finite(out: Outputs) -> None:
-    if not torch.isfinite(out.logp).all():
-        raise PreflightError("the model gives log-probs that are not finite; try dtype: float32 or check its weights")
+def check_start(objective: Any, policy: Any, reference: Callable[[Batch], Tensor], batch: Batch) -> list[str]:
+    """What holds while the policy is the reference: equal log-probs, and the objective's `at_start` values.
 
-
-def _against_reference(
-    objective: Any, out: Outputs, reference: Callable[[Batch], Tensor], batch: Batch, slack: float
-) -> list[str]:
-    gap = (reference(batch).to(out.logp.device) - out.logp).abs().max().item()
-    if not gap <= slack:
-        raise PreflightError(
-            f"reference and policy differ by {gap:.1e} nats before any training: the reference is not the model this "
-            "run starts from (another adapter, stale cache, or other weights); set reference_model if that is meant, "
-            "or delete the cache folder named in the log"
-        )
-    loss, seen = objective.loss(batch, out, objective.targets(batch, _Frozen(reference)))
-    values = {"loss": float(loss / objective.count(batch)), **{name: float(x.mean()) for name, x in seen.items()}}
-    # a sum over a completion's tokens adds up their rounding
-    room = slack * math.sqrt(int(batch.completions.lengths.max())) * 4
+    The values are checked with the policy's own log-probs as the reference's, where they hold exactly in any precision.
+    PreflightError on the first that fails.
+    """
+    with torch.no_grad():
+        out = policy(batch)
+        gap = _gap(out.logp, reference(batch).to(out.logp.device))
+        if not gap <= rounding(out.logp, policy.model):
+            raise PreflightError(
+                f"reference and policy differ by {gap:.1e} nats a token before any training: the reference is not the "
+                "model this run starts from (another adapter, stale cache, or other weights); set reference_model if "
+                "that is meant, or delete the cache folder named in the log"
+            )
+        loss, seen = objective.loss(batch, out, objective.targets(batch, _Itself(out)))
+        values = {"loss": float(loss / objective.count(batch)), **{name: float(x.mean()) for name, x in seen.items()}}
     for name, expected in objective.at_start().items():
-        if not abs(values[name] - expected) <= room:
+        if not abs(values[name] - expected) <= 1e-5 * max(1.0, abs(expected)):
             raise PreflightError(
                 f"{name} is {values[name]:.6f} before the first update and must be {expected:.6f}; "
                 "the objective or the pairing of completions is broken"
             )
     said = ", ".join(f"{name} {values[name]:.6f}" for name in objective.at_start())
-    return [f"reference equals policy to {gap:.0e} nats", f"before the first update: {said}"]
+    return [f"reference equals policy to {gap:.0e} nats a token", f"before the first update: {said}"]
 
 
-class _Frozen:
+def _gap(a: Tensor, b: Tensor) -> float:
+    """Mean absolute difference, nats a token: a real fault moves many tokens, rounding may move one far."""
+    return (a - b).abs().mean().item()
+
+
+class _Itself:
     """Models for `objective.targets` while the policy is its own reference."""
 
-    def __init__(self, reference: Callable[[Batch], Tensor]) -> None:
-        self.reference = reference
+    def __init__(self, out: Outputs) -> None:
+        self.out = out
+
+    def policy(self, batch: Batch) -> Outputs:
+        return self.out
+
+    def reference(self, batch: Batch) -> Tensor:
+        return self.out.logp
 
 
-def rounding(logp: Tensor, policy: Any) -> float:
-    """Nats by which two correct computations of a log-prob may differ, from the weights' precision and the values'
-    size.
-    """
-    eps = torch.finfo(next(policy.model.parameters()).dtype).eps
-    largest = max(logp.abs().max().item(), 1.0)
-    return (64 if eps < 1e-4 else 8) * eps * largest
+def rounding(logp: Tensor, model: Any) -> float:
+    """Mean nats a token by which two correct computations may differ, from the weights' coarsest precision."""
+    eps = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
+    return (64 if eps < 1e-4 else 2) * eps * max(logp.abs().mean().item(), 1.0)

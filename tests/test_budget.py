@@ -84,7 +84,7 @@ def test_below_the_smallest_row_the_error_says_what_to_try(error):
 def test_where_processes_must_march_together_it_stops_at_once_and_says_so():
     seen: list[int] = []
     with pytest.raises(InputError, match="lower tokens_per_forward"):
-        Budget(100, halves=False).run(work(30, GPU, seen), smallest=10)
+        Budget(100, together=True).run(work(30, GPU, seen), smallest=10)
     assert seen == [100]
 
 

@@ -217,7 +217,9 @@ def test_reference_does_not_move_while_the_policy_does(where, tmp_path):
     policy = Policy(lora(0) if where == "adapter" else gpt_neox(0))
     examples = rows("pairs", num=7)
     batch = Batch.of(examples)
-    reference: Any = {"copy": Copied.of, "adapter": AdapterOff, "cache": lambda p: Cached(p, tmp_path)}[where](policy)
+    budget = Budget(EVERYTHING)
+    makers = {"copy": Copied.of, "adapter": AdapterOff, "cache": lambda p, _: Cached(p, tmp_path)}
+    reference: Any = makers[where](policy, budget)
     if where == "cache":
         reference.fill(examples, Budget(EVERYTHING))
     before = reference(batch).clone()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from laws import ARCHITECTURES, EVERYTHING, gpt2, gpt_neox, llama, rows
+from laws import ARCHITECTURES, EVERYTHING, gpt2, gpt_neox, rows
 from torch import Tensor
 
 from prefopt import preflight
@@ -20,7 +20,7 @@ from prefopt.models.adapters import LoraOptions, adapt
 from prefopt.models.layouts import TreeRow
 from prefopt.models.policy import Policy, choose
 from prefopt.models.reference import AdapterOff, Cached, Copied
-from prefopt.objectives import DPO, EVERY, SFT
+from prefopt.objectives import DPO, EVERY
 from prefopt.objectives.dpo import Reference
 from prefopt.preflight import PreflightError
 
@@ -28,9 +28,11 @@ EXAMPLES = rows("pairs", num=6)
 BATCH = Batch.of(EXAMPLES)
 
 
-def check(objective: Any = None, policy: Any = None, reference: Any = None, **options: Any) -> list[str]:
+def check(objective: Any = None, policy: Any = None, reference: Any = None) -> list[str]:
+    """All identities, as a run asks for them."""
     policy = policy or Policy(gpt_neox(0, torch.float32))
-    return preflight.check(objective or DPO(), policy, reference or Copied.of(policy), BATCH, **options)
+    reference = reference or Copied.of(policy, Budget(EVERYTHING))
+    return preflight.check_policy(policy, BATCH) + preflight.check_start(objective or DPO(), policy, reference, BATCH)
 
 
 def test_a_healthy_run_says_what_held():
@@ -50,8 +52,8 @@ def test_a_healthy_run_says_what_held():
 
 
 def test_a_reference_that_is_another_model_is_caught():
-    other = Copied(Policy(gpt_neox(1, torch.float32)))
-    with pytest.raises(PreflightError, match=r"reference and policy differ by .* nats before any training"):
+    other = Copied(Policy(gpt_neox(1, torch.float32)), Budget(EVERYTHING))
+    with pytest.raises(PreflightError, match=r"reference and policy differ by .* nats a token before any training"):
         check(reference=other)
 
 
@@ -61,12 +63,18 @@ def test_a_reference_that_differs_a_little_is_caught():
         for p in model.parameters():
             p.mul_(1.001)  # an update or two away
     with pytest.raises(PreflightError, match="the reference is not the model this run starts from"):
-        check(reference=Copied(Policy(model)))
+        check(reference=Copied(Policy(model), Budget(EVERYTHING)))
 
 
-def test_another_model_as_the_reference_is_let_through_when_it_is_meant():
-    other = Copied(Policy(gpt_neox(1, torch.float32)))
-    assert len(check(reference=other, same_model=False)) == 2
+def test_a_fine_tuned_reference_is_told_from_its_base_in_16_bits():
+    policy, tuned = Policy(gpt_neox(0, torch.bfloat16)), gpt_neox(0, torch.bfloat16)
+    with torch.no_grad():
+        for p in tuned.parameters():
+            p.mul_(1.03)
+    gap = (policy(BATCH).logp - Policy(tuned)(BATCH).logp).abs().mean().item()
+    assert 0.05 < gap < 0.3  # a fine-tuned model's distance from its base, not another model's
+    with pytest.raises(PreflightError, match="the reference is not the model this run starts from"):
+        check(policy=policy, reference=Copied(Policy(tuned), Budget(EVERYTHING)))
 
 
 def test_a_stale_cache_entry_is_caught(tmp_path):
@@ -75,7 +83,7 @@ def test_a_stale_cache_entry_is_caught(tmp_path):
     cached.fill(EXAMPLES, Budget(EVERYTHING))
     assert check(policy=policy, reference=cached)
     key = next(iter(cached.known))
-    cached.known[key] = cached.known[key] - 0.01
+    cached.known[key] = cached.known[key] - 0.01  # nats a token, of one completion in twelve
     with pytest.raises(PreflightError, match="stale cache"):
         check(policy=policy, reference=cached)
 
@@ -116,7 +124,7 @@ def siblings_visible(row: TreeRow, batch: Batch) -> dict[str, Any]:
 @pytest.mark.parametrize("change", [own_position, running_positions, siblings_visible])
 def test_wrong_packing_is_caught(change, monkeypatch):
     policy = Policy(gpt_neox(0, torch.float32))
-    reference = Copied(Policy(gpt_neox(0, torch.float32), "padded"))
+    reference = Copied(Policy(gpt_neox(0, torch.float32), "padded"), Budget(EVERYTHING))
     monkeypatch.setattr(policies, "TreeRow", broken_row(change))
     with pytest.raises(PreflightError, match="the packed layout differs from the padded one"):
         check(policy=policy, reference=reference)
@@ -126,7 +134,7 @@ def test_weights_that_are_not_finite_are_caught():
     policy = Policy(gpt_neox(0, torch.float32))
     with torch.no_grad():
         next(policy.model.parameters())[:] = math.nan
-    with pytest.raises(PreflightError, match="log-probs that are not finite"):
+    with pytest.raises(PreflightError, match="log-probs are not finite"):
         check(policy=policy)
 
 
@@ -156,10 +164,11 @@ class Mean(DPO):
         return loss / batch.num_prompts, seen
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("objective", [Swapped(), NoReference(), Mean()])
-def test_an_objective_that_breaks_its_own_start_values_is_caught(objective):
+def test_an_objective_that_breaks_its_own_start_values_is_caught(objective, dtype):
     with pytest.raises(PreflightError, match="before the first update and must be"):
-        check(objective)
+        check(objective, Policy(gpt_neox(0, dtype)))
 
 
 # ---------------------------------------------------------------- no false alarms
@@ -184,11 +193,13 @@ def test_no_healthy_run_is_stopped(architecture, dtype, tuning, name, layout, tm
     examples = rows(objective.facts.data, num=6, seed=3)
     reference: Any = None
     if objective.facts.reference:
-        reference = AdapterOff(policy) if tuning == "lora" else Cached(policy, tmp_path)
+        reference = AdapterOff(policy, Budget(40)) if tuning == "lora" else Cached(policy, tmp_path)
     if isinstance(reference, Cached):
         reference.fill(examples, Budget(40))
-    said = preflight.check(objective, policy, reference, preflight.sample(Batch.of(examples)))
-    assert len(said) == 1 + (policy.layout == "tree") + 2 * (reference is not None)
+    batch = preflight.sample(Batch.of(examples))
+    assert len(preflight.check_policy(policy, batch)) == 1 + (policy.layout == "tree")
+    if reference is not None:
+        assert len(preflight.check_start(objective, policy, reference, batch)) == 2
 
 
 def test_the_healthy_runs_are_many_and_most_of_them_are_packed():
@@ -203,8 +214,3 @@ def test_sample_is_the_first_prompts_with_their_completions():
     assert preflight.sample(Batch.of(long[:1])).num_prompts == 1
     whole = Batch.of([dataclasses.replace(long[0], prompt=[1] * preflight.SAMPLE_TOKENS), *long[1:]])
     assert preflight.sample(whole).num_prompts == 1
-
-
-def test_objectives_without_a_reference_are_checked_for_layout_and_noise():
-    policy = Policy(llama(0))
-    assert len(preflight.check(SFT(), policy, None, Batch.of(rows("demonstrations")))) == 2

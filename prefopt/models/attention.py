@@ -47,7 +47,7 @@ def tree_attention(
         raise RuntimeError(f"{type(module).__name__} does not pass the layout to its attention; use layout: padded")
     if dropout:
         raise RuntimeError("attention dropout is not supported: the policy must be the distribution that is scored")
-    prefopt_tree.visits.append(getattr(module, "layer_idx", 0) or 0)
+    prefopt_tree.visits.append(sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if softcap is not None or s_aux is not None:
         return _plain(query, key, value, prefopt_tree, scale, sliding_window, softcap, s_aux), None
@@ -259,6 +259,8 @@ def flex_mask(row: TreeRow, window: int | None) -> Any:
     """The tree as a FlexAttention block mask: same prompt, not later, and in the prompt or the same completion."""
     from torch.nn.attention.flex_attention import create_block_mask
 
+    # compiled, the mask is computed block by block; otherwise it is a [T, T] tensor
+    create = torch.compile(create_block_mask) if row.ids.is_cuda else create_block_mask
     if window not in row.masks:
         group, branch, position = row.group, row.branch, row.positions
 
@@ -268,7 +270,7 @@ def flex_mask(row: TreeRow, window: int | None) -> Any:
             return (group[q] == group[k]) & (q >= k) & inside & near
 
         size = len(row.ids)
-        row.masks[window] = create_block_mask(visible, None, None, size, size, device=str(row.ids.device))
+        row.masks[window] = create(visible, None, None, size, size, device=str(row.ids.device))
     return row.masks[window]
 
 

@@ -49,11 +49,11 @@ class Head:
 
 
 class _ChunkedLogp(torch.autograd.Function):
-    """The head and the log-softmax as one function: a chunk's probabilities are kept if there is one chunk, else
+    """The head and the log-softmax as one function; a chunk's logit gradient is kept if there is one chunk, else
     recomputed.
 
-    d logp_k / d logit_kv = 1[v = token_k] - p_kv; the incoming gradient is a number per row, so it multiplies the
-    [C, D] side of the two products and no element-wise pass over the vocabulary is left but the softmax.
+    d logp_k / d logit_kv = 1[v = token_k] - p_kv, called the pull. The incoming gradient is a number per row, so it
+    multiplies the [C, D] side of the two products and the softmax is the one element-wise pass over the vocabulary.
     """
 
     @staticmethod
@@ -71,7 +71,7 @@ class _ChunkedLogp(torch.autograd.Function):
             logp.append(chunk_logp)
             if chunk_entropy is not None:
                 spread.append(chunk_entropy)
-            kept = p if keep else None
+            kept = _pull(p, token) if keep else None
         ctx.head, ctx.rows = head, rows
         ctx.save_for_backward(hidden, weight, bias, token, kept)
         ctx.set_materialize_grads(False)
@@ -90,18 +90,29 @@ class _ChunkedLogp(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias) if wants[2] else None
         for start in range(0, len(token), ctx.rows):
             cut = slice(start, start + ctx.rows)
-            h, y, g = hidden[cut], token[cut], grad_logp[cut][:, None]  # [C, D], [C], [C, 1]
-            ge = None if grad_entropy is None else grad_entropy[cut]
-            row: Tensor | float
-            one: Tensor | None
-            if kept is None and (ge is not None or head.softcap is not None):
-                pull = _logit_gradient(head, h, y, grad_logp[cut], ge)  # [C, V]
-                row, one = head.scale, None
+            h, g = hidden[cut], grad_logp[cut][:, None]  # [C, D], [C, 1]
+            if kept is not None:
+                pull, row = kept, g * head.scale
+            elif grad_entropy is None and head.softcap is None:
+                pull, row = _pull(torch.softmax(head.logits(h), -1), token[cut]), g * head.scale
             else:
-                p = kept if kept is not None else torch.softmax(head.logits(h), -1)
-                pull, row, one = p, -g * head.scale, y  # logit gradient = row * p, plus -row at the token
-            _spread(pull, row, one, h, weight, cut, grad_hidden, grad_weight, grad_bias)
+                ge = None if grad_entropy is None else grad_entropy[cut]
+                pull = _logit_gradient(head, h, token[cut], grad_logp[cut], ge)
+                row = torch.full_like(g, head.scale)
+            if grad_hidden is not None:
+                grad_hidden[cut] = (row * (pull @ weight)).to(h.dtype)
+            if grad_weight is not None:
+                grad_weight.addmm_(pull.t(), (row * h).to(h.dtype))
+            if grad_bias is not None:
+                grad_bias.addmv_(pull.t(), row[:, 0].to(h.dtype))
         return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _pull(p: Tensor, token: Tensor) -> Tensor:
+    """1[v = token_k] - p_kv, over the memory of p [C, V]; one product then sums a token's many rows in full
+    precision.
+    """
+    return p.neg_().scatter_add_(1, token[:, None], torch.ones_like(p[:, :1]))
 
 
 def _chunk(head: Head, h: Tensor, y: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -137,30 +148,3 @@ def _logit_gradient(head: Head, h: Tensor, y: Tensor, g: Tensor, ge: Tensor | No
     if head.softcap is not None:
         pull *= 1 - (z / head.softcap).square()
     return pull.to(h.dtype)
-
-
-def _spread(
-    pull: Tensor,
-    row: Tensor | float,
-    one: Tensor | None,
-    h: Tensor,
-    weight: Tensor,
-    cut: slice,
-    grad_hidden: Tensor | None,
-    grad_weight: Tensor | None,
-    grad_bias: Tensor | None,
-) -> None:
-    """Add a chunk's gradient: logit gradient = row * pull, and -row at `one` where given (row [C, 1] or a number)."""
-    if grad_hidden is not None:
-        grad = pull @ weight  # [C, D]
-        grad_hidden[cut] = (row * (grad if one is None else grad - weight[one])).to(h.dtype)
-    if grad_weight is not None:
-        scaled = (row * h).to(h.dtype)  # [C, D]
-        grad_weight.addmm_(pull.t(), scaled)
-        if one is not None:
-            grad_weight.index_add_(0, one, -scaled)
-    if grad_bias is not None:
-        ones = (row * torch.ones_like(h[:, :1])).to(h.dtype)[:, 0]  # [C]
-        grad_bias.addmv_(pull.t(), ones)
-        if one is not None:
-            grad_bias.index_add_(0, one, -ones)

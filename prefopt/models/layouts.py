@@ -42,7 +42,7 @@ class TreeRow:
     before: Tensor
     segments: list[Segment]
     masks: dict[Any, Any] = field(default_factory=dict)  # block masks by sliding window, built when first asked for
-    visits: list[int] = field(default_factory=list)  # one entry per attention call: the probe counts layers by it
+    visits: list[int | None] = field(default_factory=list)  # the window of each attention call: the probe reads it
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> TreeRow:

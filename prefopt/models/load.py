@@ -63,19 +63,16 @@ def load(source: str | Path, options: ModelOptions = ModelOptions(), device: tor
     quiet_bars()
     base, adapter = _resolve(source)
     dtype = pick_dtype(options.dtype, torch.device(device))
-    extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
-    if options.revision is not None and not Path(base).exists():
-        extra["revision"] = options.revision
     quantization = _quantization(options, torch.device(device))
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, quantization_config=quantization, output_loading_info=True, **extra
+            base, dtype=dtype, quantization_config=quantization, output_loading_info=True, **_hub_options(base, options)
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{base}: cannot load a causal language model: {_first_line(error)}") from error
     model, report = found
     _require_all_weights(base, report["missing_keys"])
-    tokenizer = load_tokenizer(tokenizer_source(source), **extra)
+    tokenizer = load_tokenizer(tokenizer_source(source), options)
     turn_dropout_off(model)
     if quantization is None:
         nn.Module.to(model, device)
@@ -107,14 +104,19 @@ def tokenizer_source(source: str | Path) -> str:
     return str(adapter) if adapter and _has_tokenizer(adapter) else base
 
 
-def load_tokenizer(source: str | Path, **extra: Any) -> Any:
+def base_model(source: str | Path) -> str:
+    """The full model behind `source`: itself, or the one its adapter_config.json names."""
+    return _resolve(source)[0]
+
+
+def load_tokenizer(source: str | Path, options: ModelOptions = ModelOptions()) -> Any:
     """The tokenizer of a model directory or hub name. InputError when there is none or it has no end-of-sequence
     token.
     """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(source, **_hub_options(source, options))
     except (OSError, ValueError) as error:
         raise InputError(f"{source}: cannot load a tokenizer: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
@@ -162,7 +164,7 @@ def _resolve(source: str | Path) -> tuple[str, Path | None]:
         return _base_of(path / "adapter_config.json"), path
     if not (path / "config.json").exists():
         raise InputError(f"{path}: no config.json; give the directory that save_pretrained wrote")
-    return str(path), None
+    return str(path.resolve()), None
 
 
 def _base_of(config: Path) -> str:
@@ -176,6 +178,14 @@ def _base_of(config: Path) -> str:
     if not Path(base).exists() and base.startswith((".", "/", "~")):
         raise InputError(f"{config}: the base model {base} is not there; correct base_model_name_or_path")
     return str(base)
+
+
+def _hub_options(source: str | Path, options: ModelOptions) -> dict[str, Any]:
+    """What `from_pretrained` is told besides the name; a directory has no revisions."""
+    extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
+    if options.revision is not None and not Path(source).exists():
+        extra["revision"] = options.revision
+    return extra
 
 
 def _has_tokenizer(path: Path) -> bool:

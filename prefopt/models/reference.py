@@ -24,7 +24,7 @@ from prefopt.batch import Batch, parts
 from prefopt.budget import Budget
 from prefopt.models.adapters import START, at_start, is_adapted
 from prefopt.models.policy import Policy
-from prefopt.records import Example
+from prefopt.records import Example, InputError
 
 log = logging.getLogger("prefopt")
 Where = Literal["cache", "adapter", "copy"]
@@ -43,38 +43,49 @@ class ReferenceOptions:
     cache_dir: str | None = None
 
 
+def score(policy: Policy, batch: Batch, budget: Budget) -> Tensor:
+    """Log-probs of a batch without gradient, in passes of the budget; [K] nats."""
+
+    def work(tokens: int) -> Tensor:
+        with torch.no_grad():
+            pieces = list(parts(batch, (), tokens))
+            passes = [(policy(part).logp, counts) for (part, _), counts in budget.passes(pieces)]
+            return torch.cat([logp for logp, counts in passes if counts])
+
+    return budget.run(work, smallest=max(batch.tokens_per_prompt()))
+
+
 class Copied:
     """A frozen copy of the policy, or another model: twice the weights in memory."""
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy, budget: Budget) -> None:
+        self.policy, self.budget = policy, budget
 
     @classmethod
-    def of(cls, policy: Policy) -> Copied:
+    def of(cls, policy: Policy, budget: Budget) -> Copied:
         """A deep copy of the policy as it is now."""
         model = copy.deepcopy(policy.model).requires_grad_(False)
         frozen = Policy(model, policy.layout)
         frozen.plain_attention, frozen.fused_head = policy.plain_attention, policy.fused_head
-        return cls(frozen)
+        return cls(frozen, budget)
 
     def __call__(self, batch: Batch) -> Tensor:
         """[K] nats."""
-        with torch.no_grad():
-            return self.policy(batch).logp
+        return score(self.policy, batch, self.budget)
 
 
 class AdapterOff:
     """The policy's own base model, with the adapter switched off or at the state it started in."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, budget: Budget) -> None:
         if not is_adapted(policy.model):
             raise ValueError("reference: adapter needs lora_rank or an adapter directory; use reference: cache")
-        self.policy = policy
+        self.policy, self.budget = policy, budget
 
     def __call__(self, batch: Batch) -> Tensor:
         """[K] nats."""
-        with torch.no_grad(), at_start(self.policy.model):
-            return self.policy(batch).logp
+        with at_start(self.policy.model):
+            return score(self.policy, batch, self.budget)
 
 
 class Cached:
@@ -89,7 +100,6 @@ class Cached:
         self.policy: Policy | None = policy
         self.folder = folder / weights_key(policy.model)
         self.known: dict[bytes, np.ndarray] = {}
-        self.forwards = 0
         for path in sorted(self.folder.glob("*.npz")):
             self._read(path)
 
@@ -107,6 +117,7 @@ class Cached:
         """Compute what is missing, with the policy as it is now, shared out over the processes; returns how many
         rows.
         """
+        self.known = ranks.from_main(self.known)  # every process must miss the same rows
         missing = [e for e in examples if any(key not in self.known for key in keys(Batch.of([e])))]
         missing.sort(key=lambda example: example.num_tokens)  # short with short: passes of equal size
         share = missing[ranks.rank() :: ranks.world()]
@@ -129,13 +140,10 @@ class Cached:
         batch, policy = Batch.of(examples), self.policy
         if policy is None:
             raise RuntimeError("this cache was released; rows it has not seen cannot be computed")
-
-        def score(tokens: int) -> Tensor:
-            with torch.no_grad(), at_start(policy.model):
-                return torch.cat([policy(part).logp.cpu() for part, _ in parts(batch, (), tokens)])
-
-        logp = budget.run(score, smallest=max(batch.tokens_per_prompt()))
-        self.forwards += 1
+        with at_start(policy.model):
+            logp = score(policy, batch, budget).cpu()
+        if not torch.isfinite(logp).all():
+            raise InputError("the reference gives log-probs that are not finite; try dtype: float32")
         rows = logp.split(batch.completions.lengths.tolist())
         return {key: row.numpy() for key, row in zip(keys(batch), rows, strict=True)}
 
@@ -226,17 +234,17 @@ def cache_folder(options: ReferenceOptions) -> Path:
 
 
 def pick(
-    options: ReferenceOptions, policy: Policy, other: Policy | None = None
+    options: ReferenceOptions, policy: Policy, budget: Budget, other: Policy | None = None
 ) -> tuple[Copied | AdapterOff | Cached, str]:
     """The reference for a run on a fixed data set, and in words which and why. other: the policy of
     `reference_model`.
     """
     if options.reference == "copy":
-        return (Copied(other) if other else Copied.of(policy)), "a frozen copy in memory"
+        return (Copied(other, budget) if other else Copied.of(policy, budget)), "a frozen copy in memory"
     if options.reference == "adapter":
         if other is not None:
             raise ValueError("reference: adapter contradicts reference_model; use reference: cache or copy")
-        return AdapterOff(policy), "this model with its adapter off or at its start"
+        return AdapterOff(policy, budget), "this model with its adapter off or at its start"
     cached = Cached(other or policy, cache_folder(options))
     reason = "log-probs cached on disk: one pass in all, no second copy of the weights"
     return cached, f"{reason} ({cached.folder})"

@@ -12,10 +12,10 @@ from prefopt.batch import Batch, Outputs
 
 @dataclass(frozen=True)
 class Facts:
-    """Read by the loop, the data reader, the command line, the docs table and the tests' parametrisation.
+    """Read by the recipes, the data reader, the command line, the docs table and the tests' parametrisation.
 
     data: the shape of a row. learning_rate: default peak for full training of a pretrained model.
-    reference: needs log-probs of a frozen policy. head: needs a scalar head. entropy: reads `Outputs.entropy`.
+    reference: needs log-probs of a frozen policy. entropy: reads `Outputs.entropy`.
     """
 
     name: str
@@ -24,7 +24,6 @@ class Facts:
     source: str
     learning_rate: float
     reference: bool = False
-    head: bool = False
     entropy: bool = False
 
 

@@ -30,10 +30,10 @@ def write_card(folder: Path, objective: Any, settings: dict[str, Any], summary: 
     package = (
         "from peft import AutoPeftModelForCausalLM" if is_adapter else "from transformers import AutoModelForCausalLM"
     )
+    hub_base = "" if Path(run.model).exists() else f"base_model: {run.model}\n"
     text = f"""---
 library_name: {"peft" if is_adapter else "transformers"}
-base_model: {run.model}
-tags: [{", ".join(tags)}]
+{hub_base}tags: [{", ".join(tags)}]
 ---
 
 # {folder.parent.name}

@@ -75,6 +75,10 @@ class Journal:
             for line in text.splitlines():
                 print(line, file=sys.stderr, flush=True)
 
+    def say_all(self, topic: str, lines: list[str]) -> None:
+        """Each line with its topic in front."""
+        self.say("\n".join(f"{topic}: {line}" for line in lines))
+
     def begin(self, steps: int) -> None:
         """Show progress over so many updates from here on."""
         self.steps = steps

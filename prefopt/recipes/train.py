@@ -14,14 +14,14 @@ import torch
 
 from prefopt import config, preflight, ranks
 from prefopt.budget import Budget
-from prefopt.data import DataOptions, Dataset, load, split
+from prefopt.data import DataOptions, Dataset, load, split, template_text
 from prefopt.data.source import Offline
 from prefopt.loop import Listener, LoopOptions, Models, budget_for
 from prefopt.loop import train as run_loop
 from prefopt.models.adapters import LoraOptions, adapt, is_adapted
-from prefopt.models.load import Loaded, ModelOptions, load_tokenizer, tokenizer_source
+from prefopt.models.load import Loaded, ModelOptions, base_model, load_tokenizer, tokenizer_source
 from prefopt.models.load import load as load_model
-from prefopt.models.policy import Policy, choose
+from prefopt.models.policy import Policy, choose, text_config
 from prefopt.models.reference import Cached, ReferenceOptions, pick
 from prefopt.models.sharding import shard, whole_state
 from prefopt.optimizer import Updater
@@ -58,6 +58,8 @@ class RunOptions:
     overwrite: bool = False
     # hub name to upload the result to, once it is saved
     push_to_hub: str | None = None
+    # whether a repository that push_to_hub makes is private
+    hub_private: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.eval_fraction < 1:
@@ -88,7 +90,7 @@ class Plan:
 def plan(*, objective: Any, **options: Any) -> Plan:
     """Read and tokenise the data without loading weights. InputError as for `train`."""
     settings = _settings(objective, options)
-    tokenizer = load_tokenizer(tokenizer_source(settings["run"].model))
+    tokenizer = load_tokenizer(tokenizer_source(settings["run"].model), settings["model"])
     data, held_out = _read(objective, settings, tokenizer)
     steps = _steps(settings["loop"], len(data.examples))
     return Plan(data, held_out, tokenizer, steps)
@@ -104,7 +106,7 @@ def train(*, objective: Any, **options: Any) -> Result:
     settings = _settings(objective, options)
     ranks.start()
     run: RunOptions = settings["run"]
-    out = _prepare(run)
+    out = _prepare(run, settings["reference"].reference_model)
     torch.manual_seed(run.seed)
     journal = Journal(out, settings)
     with journal:
@@ -113,23 +115,31 @@ def train(*, objective: Any, **options: Any) -> Result:
 
 def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path) -> Result:
     run, loop, clock = settings["run"], settings["loop"], Clock()
-    _refuse_later_errors(settings)
-    tokenizer = load_tokenizer(tokenizer_source(run.model))  # data errors must not wait for the weights
+    _refuse_contradictions(objective, settings)
+    # before the weights: errors in the data must not wait for them
+    tokenizer = load_tokenizer(tokenizer_source(run.model), settings["model"])
+    if settings["data"].chat_template is not None:
+        tokenizer.chat_template = template_text(settings["data"].chat_template)  # saved with the model it trained
     data, held_out = _read(objective, settings, tokenizer)
     journal.say(data.describe())
     clock.lap("data")
     loaded = load_model(run.model, settings["model"], ranks.device())
     policy = _policy(loaded, settings, objective, journal)
-    clock.lap("load")
-    budget = budget_for(loop, ranks.device(), halves=not settings["model"].shard)
-    reference, how = _reference(objective, settings, policy, [data, held_out], budget, journal)
-    clock.lap("reference")
+    _refuse_long_rows(policy, [data, held_out])
     source = _source(data, loop, run.seed)
+    rows = preflight.sample(next(iter(_source(data, loop, run.seed).batches()))[0]).to(ranks.device())
+    clock.lap("load")
     if run.preflight == "on":
-        _preflight(objective, policy, reference, source, settings, journal)
+        journal.say_all("preflight", preflight.check_policy(policy, rows))
     clock.lap("preflight")
+    budget = budget_for(loop, ranks.device(), together=settings["model"].shard)
+    reference, how = _reference(objective, settings, policy, tokenizer, [data, held_out], budget, journal)
+    if run.preflight == "on" and reference is not None and settings["reference"].reference_model is None:
+        journal.say_all("preflight", preflight.check_start(objective, policy, reference, rows))
+    clock.lap("reference")
+    _clear(out)
     steps, peak = _steps(loop, len(data.examples)), _peak(objective, loop, policy.model)
-    best = Best(run, out, policy, loaded.tokenizer) if run.keep == "best" else None
+    best = Best(run, out, policy, tokenizer) if run.keep == "best" else None
     listeners: list[Listener] = [journal.listen, *([best.listen] if best else [])]
     journal.begin(steps)
     run_loop(
@@ -143,10 +153,9 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
         budget=budget,
         held_out=None if held_out is None else lambda: _held_out(held_out, loop.batch_size),
         listeners=listeners,
-        sharded=settings["model"].shard,
     )
     clock.lap("training")
-    model_dir = best.folder if best else save(policy, loaded.tokenizer, out / "model")
+    model_dir = best.folder if best else save(policy, tokenizer, out / "model")
     clock.lap("save")
     summary = {
         "objective": objective.facts.name,
@@ -156,8 +165,8 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
         "best_step": best.step if best else None,
         "steps": steps,
         "learning_rate": peak,
-        "data": {"rows": len(data.examples), "shape": data.shape, "dropped": data.dropped, "source": data.source},
-        "held_out_rows": 0 if held_out is None else len(held_out.examples),
+        "data": {"rows": len(data), "shape": data.shape, "dropped": data.dropped, "source": data.source},
+        "held_out_rows": 0 if held_out is None else len(held_out),
         "reference": how,
         "layout": policy.layout,
         "seconds": clock.laps,
@@ -167,7 +176,7 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
         write_card(model_dir, objective, settings, summary)
     ranks.barrier()
     if run.push_to_hub and ranks.is_main():
-        _push(model_dir, run.push_to_hub)
+        _push(model_dir, run.push_to_hub, run.hub_private)
     return Result(model_dir, summary)
 
 
@@ -228,32 +237,46 @@ def _settings(objective: Any, options: dict[str, Any]) -> dict[str, Any]:
     return {"objective": objective, **config.resolve(config.SECTIONS, given)}
 
 
-def _prepare(run: RunOptions) -> Path:
+def _overwritten(model: str | None, out: Path) -> str | None:
+    """A problem in words if `model`, or the base of an adapter there, is what this run would write over."""
+    target = (out / "model").resolve()
+    if model is None or not target.exists():
+        return None
+    if Path(model).resolve() == target or (Path(model).exists() and Path(base_model(model)).resolve() == target):
+        return f"{out}: the result would be written over a model it is made from ({model}); choose another out"
+    return None
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier run's result, once this one is known to work."""
+    ranks.barrier()
+    if ranks.is_main():
+        shutil.rmtree(out / "model", ignore_errors=True)
+        for name in ("metrics.jsonl", "summary.json"):  # a run that broke off leaves the first
+            (out / name).unlink(missing_ok=True)
+
+
+def _prepare(run: RunOptions, reference_model: str | None) -> Path:
     """The run folder, checked to be writable and free, before any slow work."""
     out = Path(run.out)
     problem = None
     if ranks.is_main():
         if ((out / "summary.json").exists() or (out / "model").exists()) and not run.overwrite:
             problem = f"{out}: already holds a run; choose another out, or overwrite=true"
-        if Path(run.model).resolve() == (out / "model").resolve():
-            problem = f"{out}: the result would be written over the model itself ({run.model}); choose another out"
+        problem = problem or _overwritten(run.model, out) or _overwritten(reference_model, out)
         try:
             out.mkdir(parents=True, exist_ok=True)
             (out / ".writable").touch()
             (out / ".writable").unlink()
         except OSError as error:
             problem = f"{out}: cannot write there ({error.strerror}); choose another out"
-        if problem is None:
-            shutil.rmtree(out / "model", ignore_errors=True)
-            for name in ("metrics.jsonl", "summary.json"):  # a run that broke off leaves the first
-                (out / name).unlink(missing_ok=True)
     problem = ranks.from_main(problem)
     if problem:
         raise InputError(problem)
     return out
 
 
-def _refuse_later_errors(settings: dict[str, Any]) -> None:
+def _refuse_contradictions(objective: Any, settings: dict[str, Any]) -> None:
     """Contradictions between options, before anything is loaded."""
     run: RunOptions = settings["run"]
     reference: ReferenceOptions = settings["reference"]
@@ -262,6 +285,25 @@ def _refuse_later_errors(settings: dict[str, Any]) -> None:
         raise InputError("reference: adapter needs lora_rank or an adapter directory as model; use reference: cache")
     if reference.reference == "adapter" and reference.reference_model:
         raise InputError("reference: adapter contradicts reference_model; use reference: cache or copy")
+    if not objective.facts.reference and reference != ReferenceOptions():
+        raise InputError(f"{objective.facts.name} reads no reference; leave out reference, reference_model, cache_dir")
+    if settings["loop"].eval_every and run.eval_data is None and not run.eval_fraction:
+        raise InputError("eval_every needs held-out rows; give eval_data or an eval_fraction above 0")
+    if settings["lora"] != LoraOptions() and (Path(run.model) / "adapter_config.json").exists():
+        raise InputError(
+            f"{run.model}: an adapter is continued as it is; leave out lora_rank, lora_alpha, lora_targets"
+        )
+    if not settings["lora"].lora_rank and settings["lora"] != LoraOptions():
+        raise InputError("lora_alpha and lora_targets need a lora_rank above 0")
+
+
+def _refuse_long_rows(policy: Policy, datasets: list[Dataset | None]) -> None:
+    """InputError if a row is longer than the model's context: positions it never saw, or has no embedding for."""
+    limit = getattr(text_config(policy.inner), "max_position_embeddings", None)
+    rows = [example for data in datasets if data is not None for example in data.examples]
+    longest = max(len(example.prompt) + max(map(len, example.completions)) for example in rows)
+    if limit is not None and longest > limit:
+        raise InputError(f"a row has {longest} tokens and the model's context is {limit}; set max_length={limit}")
 
 
 def _read(objective: Any, settings: dict[str, Any], tokenizer: Any) -> tuple[Dataset, Dataset | None]:
@@ -298,6 +340,7 @@ def _reference(
     objective: Any,
     settings: dict[str, Any],
     policy: Policy,
+    tokenizer: Any,
     datasets: list[Dataset | None],
     budget: Budget,
     journal: Journal,
@@ -310,9 +353,14 @@ def _reference(
     other = None
     if options.reference_model is not None:
         loaded = load_model(options.reference_model, settings["model"], ranks.device())
-        other = Policy(adapt(loaded.model, LoraOptions(), loaded.adapter).requires_grad_(False))
+        if loaded.tokenizer.get_vocab() != tokenizer.get_vocab():
+            raise InputError(
+                f"{options.reference_model}: its tokenizer is not the model's, so it cannot be the reference"
+            )
+        model = loaded.model if loaded.adapter is None else adapt(loaded.model, LoraOptions(), loaded.adapter)
+        other = Policy(model.requires_grad_(False))
         choose(other, settings["model"].layout)
-    reference, how = pick(options, policy, other)
+    reference, how = pick(options, policy, budget, other)
     journal.say(f"reference: {how}")
     _shard(policy, settings["model"], journal)  # after the weights were hashed or copied
     if isinstance(reference, Cached):
@@ -338,24 +386,11 @@ def _updater(policy: Policy, loop: LoopOptions) -> Updater:
     )
 
 
-def _preflight(
-    objective: Any, policy: Policy, reference: Any, source: Offline, settings: dict[str, Any], journal: Journal
-) -> None:
-    batch = preflight.sample(next(iter(_fresh(source).batches()))[0]).to(ranks.device())
-    same = settings["reference"].reference_model is None
-    for line in preflight.check(objective, policy, reference, batch, same_model=same):
-        journal.say(f"preflight: {line}")
-
-
 def _source(data: Dataset, loop: LoopOptions, seed: int) -> Offline:
     epochs = loop.epochs
     if loop.max_steps is not None:
         epochs = max(epochs, math.ceil(loop.max_steps * loop.batch_size / len(data.examples)) + 1)
     return Offline(data.examples, loop.batch_size, epochs=epochs, seed=seed, rank=ranks.rank(), world=ranks.world())
-
-
-def _fresh(source: Offline) -> Offline:
-    return Offline(source.examples, source.batch_size, seed=source.seed, rank=source.rank, world=source.world)
 
 
 def _held_out(data: Dataset, batch_size: int) -> Any:
@@ -376,12 +411,12 @@ def _peak(objective: Any, loop: LoopOptions, model: Any) -> float:
     return default * 10 if is_adapted(model) else default
 
 
-def _push(folder: Path, name: str) -> None:
+def _push(folder: Path, name: str, private: bool) -> None:
     from huggingface_hub import HfApi
 
     try:
         api = HfApi()
-        api.create_repo(name, exist_ok=True)
+        api.create_repo(name, exist_ok=True, private=private)
         api.upload_folder(repo_id=name, folder_path=folder)
     except Exception as error:  # whatever the network or the hub does, the files stay and the command to retry is said
         raise InputError(

@@ -54,7 +54,7 @@ def formula_rows(data: str, num: int = 12) -> list[Example]:
 def losses(name: str, tokens: int = 40) -> list[float]:
     """Loss of each update of the objective `name`."""
     objective, policy = EVERY[name](), Policy(formula_model())
-    models = Models(policy, Copied.of(policy) if objective.facts.reference else None)
+    models = Models(policy, Copied.of(policy, Budget(tokens)) if objective.facts.reference else None)
     found: list[float] = []
 
     def listen(step: int, metrics: dict[str, float]) -> None:

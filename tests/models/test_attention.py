@@ -245,10 +245,8 @@ def test_dropout_is_refused():
         call(*tensors(len(row.ids)), row, dropout=0.1)
 
 
-def test_every_call_leaves_its_layers_number():
+def test_every_call_leaves_its_window():
     row = row_of(SHAPES["one completion"])
-    module = nn.Module()
-    for layer in (0, 1):
-        module.layer_idx = layer
-        attention.tree_attention(module, *(x[None] for x in tensors(len(row.ids))), None, prefopt_tree=row)
-    assert row.visits == [0, 1]
+    for window in (None, 3):
+        call(*tensors(len(row.ids)), row, sliding_window=window)
+    assert row.visits == [None, 3]

@@ -208,3 +208,14 @@ def test_the_whole_table_of_logits_never_exists_when_chunks_are_small(monkeypatc
     sizes.clear()
     head(weight, offset, K)(hidden, token)[0].sum().backward()
     assert sizes == [K]  # a single chunk's probabilities are kept
+
+
+def test_a_token_that_occurs_often_keeps_its_whole_gradient_in_bfloat16():
+    """600 equal rows: added one by one in bfloat16, the sum would stall at 256 times a term."""
+    hidden = torch.ones(600, 16, dtype=torch.bfloat16)
+    weight = torch.zeros(8, 16, dtype=torch.bfloat16, requires_grad=True)
+    logp, _ = Head(weight)(hidden, torch.full((600,), 3))
+    logp.sum().backward()
+    wanted = torch.full((8, 16), -600 / 8)
+    wanted[3] += 600
+    torch.testing.assert_close(weight.grad.float(), wanted, rtol=0.01, atol=0)

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from prefopt.batch import Batch
+from prefopt.models import attention
 from prefopt.models.load import load
 from prefopt.models.policy import Policy, ValueHead, choose
 from prefopt.records import Example
@@ -271,3 +272,29 @@ def test_the_published_greedy_story_is_the_likeliest_token_by_token(stories, lay
         # and the batch's own log-probs are those of the candidates chosen
         torch.testing.assert_close(policy(batch).logp, logp.view(64, size).max(1).values)
     assert loaded.tokenizer.decode(story).strip() == published["greedy_from_bos_64"].strip()
+
+
+def test_a_window_that_only_the_mask_knows_of_is_noticed():
+    """The probe's rows are shorter than real windows, so the attention must be told of the window, not just agree."""
+    policy = Policy(tiny.build("mistral", sliding_window=64))
+    assert choose(policy).layout == "tree"
+    plain = attention.ALL_ATTENTION_FUNCTIONS[attention.NAME]
+
+    def forgetful(*arguments, sliding_window=None, **settings):
+        return plain(*arguments, **settings)
+
+    attention.ALL_ATTENTION_FUNCTIONS.register(attention.NAME, forgetful)
+    try:
+        assert "window does not reach" in choose(policy).reason and policy.layout == "padded"
+    finally:
+        attention.ALL_ATTENTION_FUNCTIONS.register(attention.NAME, plain)
+
+
+def test_a_backward_that_fails_is_noticed_before_training(monkeypatch):
+    def no_backward(ctx, *grads):
+        raise NotImplementedError("no backward here")
+
+    monkeypatch.setattr(attention._Blocks, "backward", staticmethod(no_backward))
+    policy = Policy(tiny.build("llama"))
+    assert "backward: NotImplementedError: no backward here" in choose(policy).reason
+    assert policy.layout == "padded"

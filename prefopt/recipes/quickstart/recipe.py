@@ -190,7 +190,7 @@ def _train(
         objective=objective,
         out=folder / name,
         seed=settings.seed,
-        cache_dir=folder / "cache",
+        **({"cache_dir": folder / "cache"} if objective.facts.reference else {}),
         **options,
     )
     for line in (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
