@@ -59,7 +59,7 @@ class Dataset:
     """Examples in file order, and how they came about.
 
     examples, rows: the same length and order. shape: the detected convention in words. dropped: reason -> rows.
-    truncated: completions whose end was cut. notes: what tokenisation met and handled, with counts.
+    truncated: completions whose end was cut. notes: what reading and tokenisation met and handled, with counts.
     """
 
     examples: list[Example]
@@ -158,8 +158,8 @@ def load(source: str | Path, tokenizer: Any, kind: Kind, options: DataOptions = 
     examples, rows, truncated = _encode(records, encoder, kind, options, counts)
     if not examples:
         raise InputError(f"{source}: every row was dropped ({_counts(counts)}); see max_length and the data")
-    notes = {note: count for note, count in encoder.notes.items() if count}
-    return Dataset(examples, rows, reader.how, kind, str(source), dict(counts), truncated, notes)
+    notes = reader.notes + encoder.notes
+    return Dataset(examples, rows, reader.how, kind, str(source), dict(counts), truncated, dict(notes))
 
 
 def _conversational(record: Record) -> bool:

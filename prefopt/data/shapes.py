@@ -6,6 +6,7 @@ TRL's column names mean what they mean there; the rest is brought to them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -313,7 +314,10 @@ def form(value: Any) -> str:
 
 
 class Reader:
-    """Turns rows into records; the first row decides the shape, and every later one must have it."""
+    """Turns rows into records; the first row decides the shape, and every later one must have it.
+
+    notes: completions left out of rows that are kept, by reason.
+    """
 
     def __init__(self, chat: bool) -> None:
         self.chat = chat
@@ -321,6 +325,7 @@ class Reader:
         self.first = ""
         self.forms: dict[str, str] = {}
         self.how = ""
+        self.notes: Counter[str] = Counter()
 
     def records(self, row: Row) -> list[Record]:
         """RowError if the row is wrong or has another shape; Dropped if nothing can be learnt from it."""
@@ -336,12 +341,17 @@ class Reader:
 
     def _parse(self, shape: Shape, row: Row) -> list[Record]:
         records = shape.parse(Columns(row, self.chat))
-        for record in records:
-            if any(not _content_of(completion) for completion in record.completions):
-                raise Dropped("empty completion")
+        if not records:
+            raise Dropped("no ranked answer")
+        kept = [filled for record in records if (filled := _filled(record, shape))]
+        if not kept:
+            raise Dropped("empty completion")
+        for record in kept:
             _check_unicode(record)
+        before, after = (sum(len(record.completions) for record in part) for part in (records, kept))
+        self.notes["completions left out of a rated row, as empty"] += before - after
         extra = {name: value for name, value in row.values.items() if name not in _columns(shape)}
-        return [replace(record, extra=extra) for record in records]
+        return [replace(record, extra=extra) for record in kept]
 
     def _same(self, row: Row, forms: dict[str, str]) -> None:
         """RowError, naming both lines, unless the row has the columns and forms of the first."""
@@ -371,6 +381,17 @@ class Reader:
         elif "implicit" in self.shape.name:
             words += ", cut after the last common message"
         return words + (", with tools" if record.tools else "")
+
+
+def _filled(record: Record, shape: Shape) -> Record | None:
+    """The record without empty completions; None where some are and no two rated ones are left."""
+    full = [number for number, text in enumerate(record.completions) if _content_of(text)]
+    if len(full) == len(record.completions):
+        return record if full or shape.kind == "prompts" else None
+    if shape.kind != "ratings" or len(full) < 2:
+        return None
+    completions, scores = [record.completions[n] for n in full], [record.scores[n] for n in full]
+    return replace(record, completions=completions, scores=scores)
 
 
 def _content_of(text: Text) -> bool:

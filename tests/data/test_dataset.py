@@ -155,6 +155,28 @@ def test_equal_texts_with_different_ratings_give_no_pair_and_are_counted(tmp_pat
     assert (len(data), data.dropped) == (1, {"chosen and rejected are equal": 1})
 
 
+def test_an_empty_answer_leaves_the_other_rated_ones(tmp_path: Path) -> None:
+    texts = [[" b", " ", " c"], ["", " c"], []]
+    rows = [{"prompt": "a", "completions": item, "scores": [2, 3, 1][: len(item)]} for item in texts]
+    for kind, left in (("pairs", [" b</s>", " c</s>"]), ("demonstrations", [" b</s>"])):
+        data = made(tmp_path, rows, kind)
+        [example] = data.examples
+        assert [TEXT.decode(tokens) for tokens in example.completions] == left
+        assert (data.dropped, list(data.notes.values())) == ({"empty completion": 2}, [1])
+        assert "1 completions left out of a rated row, as empty" in data.describe().splitlines()
+
+
+def test_an_empty_reply_of_a_tree_loses_no_other_turn(tmp_path: Path) -> None:
+    def replies(*texts: str) -> list[dict[str, Any]]:
+        return [{"text": text, "role": "assistant", "rank": rank} for rank, text in enumerate(texts)]
+
+    follow = {"text": "r", "role": "prompter", "replies": replies("d", "")}
+    tree = {"message_id": "1", "text": "q", "role": "prompter", "replies": replies("b", "", "c")}
+    tree["replies"][0]["replies"] = [follow]  # type: ignore[index]
+    data = made(tmp_path, [tree, {**tree, "replies": []}])
+    assert (len(data), data.dropped, list(data.notes.values())) == (1, {"no ranked answer": 1}, [3])
+
+
 def test_siblings_with_equal_texts_or_ranks_lose_only_that_pair_and_are_counted(tmp_path: Path) -> None:
     ranked = [("x", 0), ("x", 1), ("y", 1), ("z", 2)]
     replies = [{"text": text, "role": "assistant", "rank": rank, "replies": []} for text, rank in ranked]
