@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from prefopt.data.columns import Dropped, Record
 from prefopt.data.convert import Kind, check, convert
-from prefopt.data.read import Row, RowError, read
+from prefopt.data.read import Row, RowError, read, unread
 from prefopt.data.shapes import KNOWN, Reader, grow
 from prefopt.data.template import Encoder, Rendered
 from prefopt.records import Example, InputError
@@ -159,6 +159,8 @@ def load(source: str | Path, tokenizer: Any, kind: Kind, options: DataOptions = 
     if not examples:
         raise InputError(f"{source}: every row was dropped ({_counts(counts)}); see max_length and the data")
     notes = reader.notes + encoder.notes
+    if left := unread(source):
+        notes[f"files left out, not of the split train ({', '.join(left)}); add @NAME to the path for them"] = len(left)
     return Dataset(examples, rows, reader.how, kind, str(source), dict(counts), truncated, dict(notes))
 
 

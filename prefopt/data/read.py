@@ -22,6 +22,12 @@ from prefopt.records import InputError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.\[\]:%+-]+))?")
+# Words of a file's name that say which split it holds, as the `datasets` library takes them.
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 BOM = b"\xef\xbb\xbf"
 
 
@@ -56,10 +62,7 @@ def read(source: str | Path) -> Iterator[Row | RowError]:
 
 
 def _open(source: str | Path) -> Iterator[Row | RowError]:
-    path, split = Path(source), None
-    if not path.exists() and "@" in path.name:
-        name, split = str(source).rsplit("@", 1)
-        path = Path(name)
+    path, split = _parted(source)
     if path.is_file() and split is None:
         return _file(path)
     if path.is_dir():
@@ -68,6 +71,24 @@ def _open(source: str | Path) -> Iterator[Row | RowError]:
     if hub and not str(source).endswith((*SUFFIXES, ".gz")):
         return _hub(hub["name"], hub["config"], hub["split"] or "train")
     raise InputError(f"{source}: no such file or directory{_near(Path(source))}")
+
+
+def _parted(source: str | Path) -> tuple[Path, str | None]:
+    """A path and the split that `@` names after it."""
+    path = Path(source)
+    if path.exists() or "@" not in path.name:
+        return path, None
+    name, split = str(source).rsplit("@", 1)
+    return Path(name), split
+
+
+def unread(source: str | Path) -> list[str]:
+    """Names of the files that `read` leaves out of a folder, because others hold the training split."""
+    path, split = _parted(source)
+    if split or not path.is_dir() or _is_saved(path):
+        return []
+    taken = _chosen(path, None)
+    return [file.name for file in _files(path) if file not in taken]
 
 
 def _near(path: Path) -> str:
@@ -294,24 +315,52 @@ def _parquet(path: Path) -> Iterator[Row | RowError]:
 
 
 def _directory(path: Path, split: str | None) -> Iterator[Row | RowError]:
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+    if _is_saved(path):
         yield from _saved(path, split)
         return
-    files = _files(path) or _files(path / "data")
+    for file in _chosen(path, split):
+        yield from _file(file)
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+
+
+def _chosen(path: Path, split: str | None) -> list[Path]:
+    """The folder's files of one split: the one asked for, else train, else all if no name tells them apart.
+
+    InputError, naming the choices, where the names say several splits and none is train.
+    """
+    files = _files(path)
+    found = {_split_of(file) for file in files}
     if split:
-        files = [file for file in files if file.name.startswith(split)]
+        wanted = SPLITS.get(split, split)
+        files = [file for file in files if _split_of(file) == wanted or file.name.startswith(split)]
+    elif "train" in found:
+        files = [file for file in files if _split_of(file) == "train"]
+    elif len(found) > 1:
+        names = ", ".join(file.name for file in files)
+        raise InputError(f"{path}: the files are of several splits ({names}); add @NAME to the path, or give one file")
     if not files:
         raise InputError(
             f"{path}: no data file{f' of split {split!r}' if split else ''} here; known: {', '.join(SUFFIXES)}"
         )
-    for file in files:
-        yield from _file(file)
+    return files
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that a file's name says: `test-00000-of-00002.parquet` is of test."""
+    return next((SPLITS[word] for word in re.split("[^a-z]+", file.name.lower()) if word in SPLITS), None)
 
 
 def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return []
-    return sorted(item for item in path.iterdir() if item.name.removesuffix(".gz").lower().endswith(SUFFIXES))
+    """The data files of a folder, or of the folder `data` in it."""
+    for folder in (path, path / "data"):
+        inside = folder.iterdir() if folder.is_dir() else []
+        files = sorted(item for item in inside if item.name.removesuffix(".gz").lower().endswith(SUFFIXES))
+        if files:
+            return files
+    return []
 
 
 def _saved(path: Path, split: str | None) -> Iterator[Row]:

@@ -39,6 +39,16 @@ def test_a_dataset_says_what_it_is(tmp_path: Path) -> None:
     assert [record.prompt for record in data.rows] == [row["prompt"] for row in PAIRS]
 
 
+def test_a_dataset_says_which_files_of_a_folder_it_leaves_out(tmp_path: Path) -> None:
+    for number, name in enumerate(("train", "test")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(PAIRS[number]))
+    data = load(tmp_path, TEXT, "pairs")
+    assert [record.prompt for record in data.rows] == [PAIRS[0]["prompt"]]
+    note = "1 files left out, not of the split train (test.jsonl); add @NAME to the path for them"
+    assert note in data.describe().splitlines()
+    assert load(f"{tmp_path}@test", TEXT, "pairs").notes == {}
+
+
 def test_the_first_rows_are_shown_as_the_model_sees_them(tmp_path: Path) -> None:
     shown = made(tmp_path, PAIRS).show(TEXT, 1)
     assert shown.splitlines()[1:] == [

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefopt.data.read import Row, RowError, read
+from prefopt.data.read import Row, RowError, read, unread
 from prefopt.records import InputError
 
 ROWS = [{"prompt": "a", "chosen": "b\u2028c", "rejected": "d"}, {"prompt": "é", "chosen": "\n", "rejected": "🙂"}]
@@ -85,6 +85,34 @@ def test_a_directory_is_its_files_in_order_of_name(tmp_path: Path) -> None:
     write(tmp_path / "README.md", b"# not data")
     assert values(tmp_path) == ROWS[::-1]
     assert values(f"{tmp_path}@b") == ROWS[:1]
+
+
+@pytest.mark.parametrize("inner", ["", "data"])
+@pytest.mark.parametrize("name", ["{}.jsonl", "{}-00000-of-00001.json", "pairs_{}.jsonl.gz"])
+def test_a_directory_with_splits_is_its_training_split_unless_another_is_named(
+    name: str, inner: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / inner
+    folder.mkdir(exist_ok=True)
+    files = {split: name.format(split) for split in ("train", "test", "validation")}
+    for number, (split, file) in enumerate(files.items()):
+        data = lines({"text": split, "number": number})
+        write(folder / file, gzip.compress(data) if file.endswith("gz") else data)
+    assert [row["text"] for row in values(tmp_path)] == ["train"]
+    assert unread(tmp_path) == sorted([files["test"], files["validation"]])
+    for asked, split in (("test", "test"), ("validation", "validation"), ("val", "validation"), ("train", "train")):
+        assert [row["text"] for row in values(f"{tmp_path}@{asked}")] == [split]
+        assert unread(f"{tmp_path}@{asked}") == []
+
+
+def test_a_directory_whose_splits_leave_open_what_to_train_on_is_refused_with_the_choices(tmp_path: Path) -> None:
+    write(tmp_path / "test.jsonl", GOOD)
+    assert values(tmp_path) == ROWS[:1]
+    for other in ("dev.jsonl", "pairs.jsonl"):
+        write(tmp_path / other, GOOD)
+        with pytest.raises(InputError, match=rf"several splits \({other}, test.jsonl\); add @NAME"):
+            rows(tmp_path)
+        (tmp_path / other).unlink()
 
 
 def test_a_hub_name_names_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
