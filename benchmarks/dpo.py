@@ -169,6 +169,7 @@ def run_prefopt(shape: Shape, folder: Path, precision: str, setting: dict[str, A
         schedule="constant",
         warmup=0.0,
         cache_dir=str(folder / f"cache-{time.time_ns()}"),
+        preflight="off",
         **setting,
     )
     seconds = result.summary["seconds"]["reference"] + result.summary["seconds"]["training"]
