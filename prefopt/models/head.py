@@ -34,7 +34,8 @@ class Head:
         Exact up to rounding of the logits to the hidden states' dtype; gradients flow to hidden, weight and bias.
         """
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        logp, spread = _ChunkedLogp.apply(hidden, self.weight, self.bias, token, self, entropy)
+        keep = torch.is_grad_enabled()  # inside the function it is always off
+        logp, spread = _ChunkedLogp.apply(hidden, self.weight, self.bias, token, self, entropy, keep)
         return logp.to(wide), spread if entropy else None
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -52,16 +53,24 @@ class _ChunkedLogp(torch.autograd.Function):
     """The head and the log-softmax as one function; a chunk's logit gradient is kept if there is one chunk, else
     recomputed.
 
-    d logp_k / d logit_kv = 1[v = token_k] - p_kv, called the pull. The incoming gradient is a number per row, so it
-    multiplies the [C, D] side of the two products and the softmax is the one element-wise pass over the vocabulary.
+    d logp_k / d logit_kv = 1[v = token_k] - p_kv, minus what the code calls the pull. The incoming gradient is a number
+    per row, so it multiplies the [C, D] side of the two products and the softmax is the one element-wise pass over the
+    vocabulary.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, token: Tensor, head: Head, entropy: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        token: Tensor,
+        head: Head,
+        entropy: bool,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         rows = head.rows_per_chunk()
-        keep = any(ctx.needs_input_grad) and len(token) <= rows and head.softcap is None and not entropy
+        keep = keep and len(token) <= rows and head.softcap is None and not entropy
         logp: list[Tensor] = []
         spread: list[Tensor] = []
         kept = None
@@ -92,9 +101,9 @@ class _ChunkedLogp(torch.autograd.Function):
             cut = slice(start, start + ctx.rows)
             h, g = hidden[cut], grad_logp[cut][:, None]  # [C, D], [C, 1]
             if kept is not None:
-                pull, row = kept, g * head.scale
+                pull, row = kept, -g * head.scale
             elif grad_entropy is None and head.softcap is None:
-                pull, row = _pull(torch.softmax(head.logits(h), -1), token[cut]), g * head.scale
+                pull, row = _pull(torch.softmax(head.logits(h), -1), token[cut]), -g * head.scale
             else:
                 ge = None if grad_entropy is None else grad_entropy[cut]
                 pull = _logit_gradient(head, h, token[cut], grad_logp[cut], ge)
@@ -102,24 +111,32 @@ class _ChunkedLogp(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[cut] = (row * (pull @ weight)).to(h.dtype)
             if grad_weight is not None:
-                grad_weight.addmm_(pull.t(), (row * h).to(h.dtype))
+                _add_product(grad_weight, pull.t(), (row * h).to(h.dtype), first=start == 0)
             if grad_bias is not None:
                 grad_bias.addmv_(pull.t(), row[:, 0].to(h.dtype))
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """total = a @ b for the first chunk, total += a @ b for the others."""
+    if first:
+        torch.mm(a, b, out=total)
+    else:
+        total.addmm_(a, b)
 
 
 def _pull(p: Tensor, token: Tensor) -> Tensor:
-    """1[v = token_k] - p_kv, over the memory of p [C, V]; one product then sums a token's many rows in full
-    precision.
-    """
-    return p.neg_().scatter_add_(1, token[:, None], torch.ones_like(p[:, :1]))
+    """p_kv - 1[v = token_k], over the memory of p [C, V]: a product then sums a token's many rows in full precision."""
+    row = torch.arange(len(token), device=token.device)
+    p[row, token] -= 1  # not scatter_add_, which on a CPU widens the whole of a 16-bit tensor
+    return p
 
 
 def _chunk(head: Head, h: Tensor, y: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """[C, D], [C] -> probabilities [C, V] (over the logits' own memory), logp [C], entropy [C] or None."""
     wide = torch.promote_types(h.dtype, torch.float32)
     z = head.logits(h)
-    top, where = z.max(-1, keepdim=True)
+    top = z.amax(-1, keepdim=True)  # [C, 1]
     at_token = z.gather(1, y[:, None])[:, 0].to(wide)
     weighted = None
     if entropy:
@@ -128,7 +145,7 @@ def _chunk(head: Head, h: Tensor, y: Tensor, entropy: bool) -> tuple[Tensor, Ten
     else:
         p = torch.softmax(z, -1, out=z)  # row by row, so it may overwrite its input
     # log-sum-exp from the largest probability, which is at least 1/V: never underflows
-    normaliser = top[:, 0].to(wide) - p.gather(1, where)[:, 0].to(wide).log()
+    normaliser = top[:, 0].to(wide) - p.amax(-1).to(wide).log()
     spread = None if weighted is None else normaliser - top[:, 0].to(wide) - weighted
     return p, at_token - normaliser, spread
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import sys
 from collections.abc import Iterable
@@ -90,6 +92,18 @@ def _require_all_weights(base: str, missing: Iterable[str]) -> None:
             f"{base}: no values for {names[0]}{more}; this is not a whole causal language model (a reward model, an "
             "encoder, or half a checkpoint?); give the directory of one"
         )
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep large freed blocks instead of returning them; nothing happens with another C library.
+
+    On a CPU every layer asks for the same blocks again, and pages that come back zeroed cost more than the arithmetic
+    on them: pairs per second of the 15M benchmark shape rose from 2.7 to 3.6.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: blocks below it come from the heap
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's free top stays
 
 
 def quiet_bars() -> None:

@@ -19,7 +19,7 @@ from prefopt.data.source import Offline
 from prefopt.loop import Listener, LoopOptions, Models, budget_for
 from prefopt.loop import train as run_loop
 from prefopt.models.adapters import LoraOptions, adapt, is_adapted
-from prefopt.models.load import Loaded, ModelOptions, base_model, load_tokenizer, tokenizer_source
+from prefopt.models.load import Loaded, ModelOptions, base_model, keep_freed_memory, load_tokenizer, tokenizer_source
 from prefopt.models.load import load as load_model
 from prefopt.models.policy import Policy, choose, text_config
 from prefopt.models.reference import Cached, ReferenceOptions, pick
@@ -108,6 +108,8 @@ def train(*, objective: Any, **options: Any) -> Result:
     run: RunOptions = settings["run"]
     out = _prepare(run, settings["reference"].reference_model)
     torch.manual_seed(run.seed)
+    if ranks.device().type == "cpu":
+        keep_freed_memory()
     journal = Journal(out, settings)
     with journal:
         return _train(objective, settings, journal, out)
