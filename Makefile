@@ -8,8 +8,8 @@ VENV_STAMP := .venv/.installed
 quickstart: $(VENV_STAMP)  ## a model from nothing, SFT, then DPO, and what changed
 	$(BIN)/prefopt quickstart
 
-test: $(VENV_STAMP)  ## every test
-	$(BIN)/pytest -q
+test: $(VENV_STAMP)  ## every test; one thread: the models are tiny, and threads that wait for each other cost more
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q
 
 check: lint types test  ## what a change must pass
 
@@ -24,7 +24,7 @@ format: $(VENV_STAMP)  ## write the format and the fixes that are safe
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-dpo: .venv/.installed-bench  ## pairs a second and memory, beside TRL
+bench-dpo: $(VENV_STAMP)  ## pairs a second and memory, beside TRL
 	$(BIN)/python benchmarks/dpo.py
 
 clean:
@@ -36,8 +36,4 @@ $(VENV_STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv || { \
 	  echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf .venv; exit 1; }
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
-	@touch $@
-
-.venv/.installed-bench: $(VENV_STAMP)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
 	@touch $@
