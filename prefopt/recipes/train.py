@@ -162,13 +162,9 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
     summary = {
         "objective": objective.facts.name,
         "model": str(model_dir),
-        "start": journal.first,
-        "end": {**journal.last, **(best.metrics if best else {})},
-        "best_step": best.step if best else None,
+        **_numbers(journal, best, data, held_out),
         "steps": steps,
         "learning_rate": peak,
-        "data": {"rows": len(data), "shape": data.shape, "dropped": data.dropped, "source": data.source},
-        "held_out_rows": 0 if held_out is None else len(held_out),
         "reference": how,
         "layout": policy.layout,
         "seconds": clock.laps,
@@ -180,6 +176,17 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
     if run.push_to_hub and ranks.is_main():
         _push(model_dir, run.push_to_hub, run.hub_private)
     return Result(model_dir, summary)
+
+
+def _numbers(journal: Journal, best: Best | None, data: Dataset, held_out: Dataset | None) -> dict[str, Any]:
+    """Metrics at the start and of the weights that were kept, and what they were measured on."""
+    return {
+        "start": journal.first,
+        "end": {**journal.last, **(best.metrics if best else {})},
+        "best_step": best.step if best else None,
+        "data": {"rows": len(data), "shape": data.shape, "dropped": data.dropped, "source": data.source},
+        "held_out_rows": 0 if held_out is None else len(held_out),
+    }
 
 
 class Clock:

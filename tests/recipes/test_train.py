@@ -435,3 +435,58 @@ def test_a_dry_plan_counts_what_the_run_then_does(model_dir, pairs, tmp_path, no
     assert len(plan.data.examples) + len(plan.held_out.examples) == 24
     assert plan.steps == 2 * -(-len(plan.data.examples) // 8)
     assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- what a run keeps, and what contradicts itself
+
+
+def test_a_template_given_for_the_data_is_saved_with_the_model(model_dir, pairs, tmp_path):
+    template = "{% for message in messages %}{{ message.content }} {{ eos_token }}{% endfor %}"
+    result = run(DPO(), model_dir, pairs, tmp_path / "run", chat_template=template)
+    assert AutoTokenizer.from_pretrained(result.model_dir).chat_template == template
+
+
+def test_a_reference_with_another_tokenizer_is_refused(model_dir, pairs, tmp_path):
+    other = save_model(tmp_path / "other")
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["newword"])
+    tokenizer.save_pretrained(other)
+    with pytest.raises(InputError, match="its tokenizer is not the model's"):
+        run(DPO(), model_dir, pairs, tmp_path / "run", reference_model=other)
+
+
+def test_rows_longer_than_the_models_context_are_refused_with_the_remedy(model_dir, pairs, tmp_path):
+    settings = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    settings["max_position_embeddings"] = 4
+    (model_dir / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(InputError, match=r"a row has \d+ tokens and the model's context is 4; set max_length=4"):
+        run(DPO(), model_dir, pairs, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "message"),
+    [
+        (SFT(), {"reference": "copy"}, "sft reads no reference"),
+        (SFT(), {"lora_alpha": 3}, "lora_alpha and lora_targets need a lora_rank"),
+        (SFT(), {"eval_every": 2, "eval_fraction": 0.0}, "eval_every needs held-out rows"),
+    ],
+)
+def test_options_that_nothing_would_read_are_refused(
+    objective, options, message, model_dir, demonstrations, tmp_path, nothing_loads
+):
+    with pytest.raises(InputError, match=message):
+        run(objective, model_dir, demonstrations, tmp_path / "run", **options)
+
+
+def test_an_adapters_shape_cannot_be_changed_when_it_is_continued(model_dir, pairs, tmp_path):
+    first = run(DPO(), model_dir, pairs, tmp_path / "first", lora_rank=2)
+    with pytest.raises(InputError, match="an adapter is continued as it is; leave out lora_rank"):
+        run(DPO(), first.model_dir, pairs, tmp_path / "second", lora_rank=8)
+
+
+def test_a_failed_run_leaves_the_result_that_it_was_to_overwrite(model_dir, pairs, tmp_path):
+    out = tmp_path / "run"
+    kept = weights(AutoModelForCausalLM.from_pretrained(run(DPO(), model_dir, pairs, out).model_dir))
+    with pytest.raises(InputError, match="no such"):
+        run(DPO(), model_dir, tmp_path / "typo.jsonl", out, overwrite=True)
+    assert largest_difference(weights(AutoModelForCausalLM.from_pretrained(out / "model")), kept) == 0
