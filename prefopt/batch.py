@@ -137,10 +137,12 @@ class Batch:
             None if self.rollout_logp is None else self.rollout_logp[k0:k1],
         )
 
-    def tokens_per_prompt(self) -> list[int]:
-        """What each prompt costs in a forward pass: its own tokens once and those of its completions, [G]."""
-        cost = self.prompts.lengths.clone()
-        return cost.index_add(0, self.group, self.completions.lengths).tolist()
+    def tokens_per_prompt(self, repeat: bool = False) -> list[int]:
+        """What each prompt costs in a forward pass, [G]: its own tokens, once or for each completion, and theirs."""
+        times = torch.bincount(self.group, minlength=self.num_prompts) if repeat else 1
+        cost = self.prompts.lengths * times
+        tokens: list[int] = cost.index_add(0, self.group, self.completions.lengths).tolist()
+        return tokens
 
     def to(self, device: torch.device | str) -> Batch:
         def there(x: Ragged) -> Ragged:
@@ -176,14 +178,15 @@ def check(x: Tensor, size: int, where: str) -> Tensor:
     return x
 
 
-def parts(batch: Batch, targets: Targets, max_tokens: int) -> Iterator[tuple[Batch, Targets]]:
+def parts(batch: Batch, targets: Targets, max_tokens: int, repeat: bool = False) -> Iterator[tuple[Batch, Targets]]:
     """Cut a batch and its targets into forward passes of at most `max_tokens` tokens, a prompt never apart from its
     completions.
 
+    repeat: the layout computes a prompt anew for each of its completions.
     A prompt that alone exceeds the budget is a pass of its own. Each tensor of `targets` is [G], [N], [K] or []
     (kept whole).
     """
-    costs, start = batch.tokens_per_prompt(), 0
+    costs, start = batch.tokens_per_prompt(repeat), 0
     while start < len(costs):
         stop, total = start + 1, costs[start]
         while stop < len(costs) and total + costs[stop] <= max_tokens:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
 
 from prefopt import ranks
+from prefopt.batch import Batch, Targets, parts
 from prefopt.records import InputError
 
 T = TypeVar("T")
@@ -20,21 +21,27 @@ class Budget:
     """A token budget per forward pass. It bounds memory and never changes a result: losses are sums.
 
     together: every process runs as many forward passes as the others (sharded weights are gathered in each), so that
-    none may begin again with half the budget.
+    none may begin again with half the budget. repeat: the layout computes a prompt anew for each of its completions.
     """
 
-    def __init__(self, tokens: int, together: bool = False) -> None:
+    def __init__(self, tokens: int, together: bool = False, repeat: bool = False) -> None:
         if tokens < 1:
             raise InputError(f"tokens_per_forward must be at least 1, got {tokens}")
-        self.tokens, self.together = tokens, together
+        self.tokens, self.together, self.repeat = tokens, together, repeat
 
-    def passes(self, pieces: Sequence[T]) -> Iterator[tuple[T, bool]]:
-        """Every piece, for one forward pass each; together, the last again until all processes ran as many.
+    def passes(self, batch: Batch, targets: Targets, tokens: int) -> Iterator[tuple[Batch, Targets, bool]]:
+        """The batch and its targets, a forward pass of at most so many tokens at a time.
 
-        The second value is False for the repetitions, which must count nothing.
+        Together, the last piece comes again until all processes ran as many passes; the third value is then False: it
+        must count nothing.
         """
+        pieces = list(parts(batch, targets, tokens, self.repeat))
         for number in range(ranks.all_max(len(pieces)) if self.together else len(pieces)):
-            yield pieces[min(number, len(pieces) - 1)], number < len(pieces)
+            yield (*pieces[min(number, len(pieces) - 1)], number < len(pieces))
+
+    def smallest(self, batch: Batch) -> int:
+        """Tokens of the largest prompt with its completions: no pass can do with less."""
+        return max(batch.tokens_per_prompt(self.repeat))
 
     def run(self, work: Callable[[int], T], smallest: int, undo: Callable[[], None] = lambda: None) -> T:
         """`work(tokens)`, again with half the budget whenever memory runs out.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prefopt import ranks
-from prefopt.batch import Batch, parts
+from prefopt.batch import Batch
 from prefopt.budget import Budget
 from prefopt.optimizer import Updater
 from prefopt.records import InputError
@@ -85,9 +85,9 @@ class Models:
     reference: Callable[[Batch], Tensor] | None = None
 
 
-def budget_for(options: LoopOptions, device: torch.device, together: bool = False) -> Budget:
-    """The token budget of a run on `device`."""
-    return Budget(options.tokens_per_forward or (8192 if device.type == "cuda" else 2048), together)
+def budget_for(options: LoopOptions, device: torch.device, together: bool = False, repeat: bool = False) -> Budget:
+    """The token budget of a run on `device`; together and repeat as `Budget` has them."""
+    return Budget(options.tokens_per_forward or (8192 if device.type == "cuda" else 2048), together, repeat)
 
 
 def rate(options: LoopOptions, peak: float, step: int, steps: int) -> float:
@@ -117,8 +117,7 @@ def update(
 
     def passes(tokens: int) -> Sums:
         sums = Sums()
-        pieces = list(parts(batch, targets, tokens))
-        for (part, goal), counts in budget.passes(pieces):
+        for part, goal, counts in budget.passes(batch, targets, tokens):
             share = weight if counts else 0.0
             loss, seen = objective.loss(part, models.policy(part), goal)
             (loss * (share / total)).backward()
@@ -126,7 +125,7 @@ def update(
                 sums.add(loss, seen)
         return sums
 
-    sums = budget.run(passes, smallest=max(batch.tokens_per_prompt()), undo=updater.zero)
+    sums = budget.run(passes, smallest=budget.smallest(batch), undo=updater.zero)
     updater.sum_over_processes()
     norm = updater.step(settings.learning_rate, settings.max_grad_norm)
     if norm is None:
@@ -184,13 +183,13 @@ def evaluate(
 
             def passes(tokens: int, batch: Batch = batch, targets: Any = targets, weight: float = weight) -> Sums:
                 part_sums = Sums()
-                for (part, goal), counts in budget.passes(list(parts(batch, targets, tokens))):
+                for part, goal, counts in budget.passes(batch, targets, tokens):
                     loss, seen = objective.loss(part, models.policy(part), goal)
                     if weight and counts:
                         part_sums.add(loss, seen)
                 return part_sums
 
-            done = budget.run(passes, smallest=max(batch.tokens_per_prompt()))
+            done = budget.run(passes, smallest=budget.smallest(batch))
             sums.loss = sums.loss + done.loss
             for name, (total, number) in done.totals.items():
                 before, items = sums.totals.get(name, (torch.zeros_like(total), 0))

@@ -66,6 +66,7 @@ def test_examples_lie_end_to_end():
     assert batch.score[:2].tolist() == [0.5, 1.0] and batch.score.isnan().tolist() == [False, False, True]
     assert (batch.num_prompts, batch.num_completions) == (2, 3)
     assert batch.tokens_per_prompt() == [5, 2]
+    assert batch.tokens_per_prompt(repeat=True) == [7, 2]  # a padded row for each completion, with its prompt
     assert batch.rollout_logp is None
 
 

@@ -20,7 +20,7 @@ import xxhash
 from torch import Tensor
 
 from prefopt import ranks
-from prefopt.batch import Batch, parts
+from prefopt.batch import Batch
 from prefopt.budget import Budget
 from prefopt.models.adapters import START, at_start, is_adapted
 from prefopt.models.policy import Policy
@@ -48,11 +48,10 @@ def score(policy: Policy, batch: Batch, budget: Budget) -> Tensor:
 
     def work(tokens: int) -> Tensor:
         with torch.no_grad():
-            pieces = list(parts(batch, (), tokens))
-            passes = [(policy(part).logp, counts) for (part, _), counts in budget.passes(pieces)]
+            passes = [(policy(part).logp, counts) for part, _, counts in budget.passes(batch, (), tokens)]
             return torch.cat([logp for logp, counts in passes if counts])
 
-    return budget.run(work, smallest=max(batch.tokens_per_prompt()))
+    return budget.run(work, smallest=budget.smallest(batch))
 
 
 class Copied:

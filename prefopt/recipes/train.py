@@ -134,7 +134,7 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
     if run.preflight == "on":
         journal.say_all("preflight", preflight.check_policy(policy, rows))
     clock.lap("preflight")
-    budget = budget_for(loop, ranks.device(), together=settings["model"].shard)
+    budget = budget_for(loop, ranks.device(), settings["model"].shard, repeat=policy.layout == "padded")
     reference, how = _reference(objective, settings, policy, tokenizer, [data, held_out], budget, journal)
     if run.preflight == "on" and reference is not None and settings["reference"].reference_model is None:
         journal.say_all("preflight", preflight.check_start(objective, policy, reference, rows))
