@@ -6,6 +6,7 @@ vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -51,7 +52,8 @@ class Batch:
 
     prompts [G sequences], completions [N sequences], group [N] int64 non-decreasing: the prompt each completion
     answers; trained [K] bool, False on tokens the policy did not write; score [N] float32, label or reward, NaN =
-    not scored; rollout_logp [K] log-prob under the sampler in nats, None offline.
+    not scored; rollout_logp [K] log-prob under the sampler in nats, None offline; steps [K] float32, the label of a
+    step at its last token (1 right, 0 wrong) and NaN elsewhere, None where nothing is labelled by steps.
     Every prompt has at least one token and one completion; every completion has at least one token.
     """
 
@@ -61,6 +63,7 @@ class Batch:
     trained: Tensor
     score: Tensor
     rollout_logp: Tensor | None = None
+    steps: Tensor | None = None
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Batch:
@@ -77,6 +80,7 @@ class Batch:
                 [flag for example in examples for flags in example.trained for flag in flags], dtype=torch.bool
             ),
             score=torch.tensor([s for example in examples for s in example.scores], dtype=torch.float32),
+            steps=_steps(examples),
         )
 
     @property
@@ -135,6 +139,7 @@ class Batch:
             self.trained[k0:k1],
             self.score[n0:n1],
             None if self.rollout_logp is None else self.rollout_logp[k0:k1],
+            None if self.steps is None else self.steps[k0:k1],
         )
 
     def tokens_per_prompt(self, repeat: bool = False) -> list[int]:
@@ -155,20 +160,35 @@ class Batch:
             self.trained.to(device),
             self.score.to(device),
             None if self.rollout_logp is None else self.rollout_logp.to(device),
+            None if self.steps is None else self.steps.to(device),
         )
 
 
 class Outputs(NamedTuple):
     """What the policy says of a batch.
 
-    logp [K]: log p(token | prompt, tokens before), nats, float32 (float64 for a float64 model).
+    logp [K]: log p(token | prompt, tokens before), nats, float32 (float64 for a float64 model); [0] of a model without
+    a language-model head.
     entropy [K]: of the distribution each token was drawn from, nats; None when the objective does not read it.
     value [K]: critic or reward head; None without one.
+    collision [K]: log of the sum over the vocabulary of p squared, nats, without gradient; None when not read.
     """
 
     logp: Tensor
     entropy: Tensor | None = None
     value: Tensor | None = None
+    collision: Tensor | None = None
+
+
+def _steps(examples: Sequence[Example]) -> Tensor | None:
+    """Labels of steps laid end to end, [K]; None if no example has any."""
+    if all(example.steps is None for example in examples):
+        return None
+    labels = []
+    for example in examples:
+        own = example.steps or [[math.nan] * len(tokens) for tokens in example.completions]
+        labels += [label for completion in own for label in completion]
+    return torch.tensor(labels, dtype=torch.float32)
 
 
 def check(x: Tensor, size: int, where: str) -> Tensor:

@@ -74,7 +74,7 @@ def check_start(objective: Any, policy: Any, reference: Callable[[Batch], Tensor
                 "model this run starts from (another adapter, stale cache, or other weights); set reference_model if "
                 "that is meant, or delete the cache folder named in the log"
             )
-        loss, seen = objective.loss(batch, out, objective.targets(batch, _Itself(out)))
+        loss, seen = objective.loss(batch, out, objective.targets(batch, _Itself(policy)))
         values = {"loss": float(loss / objective.count(batch)), **{name: float(x.mean()) for name, x in seen.items()}}
     for name, expected in objective.at_start().items():
         if not abs(values[name] - expected) <= 1e-5 * max(1.0, abs(expected)):
@@ -94,14 +94,11 @@ def _gap(a: Tensor, b: Tensor) -> float:
 class _Itself:
     """Models for `objective.targets` while the policy is its own reference."""
 
-    def __init__(self, out: Outputs) -> None:
-        self.out = out
-
-    def policy(self, batch: Batch) -> Outputs:
-        return self.out
+    def __init__(self, policy: Callable[[Batch], Outputs]) -> None:
+        self.policy = policy
 
     def reference(self, batch: Batch) -> Tensor:
-        return self.out.logp
+        return self.policy(batch).logp
 
 
 def rounding(logp: Tensor, model: Any) -> float:

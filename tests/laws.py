@@ -85,6 +85,8 @@ SCORES = {
     "demonstrations": [(1.0,), (1.0,)],
     "pairs": [(0.0, 1.0), (1.0, 0.0)],
     "labels": [(1.0,), (0.0,)],
+    "ratings": [(0.25, 3.0, 1.0), (2.0, 0.5)],
+    "steps": [(1.0,), (0.0,)],
 }
 
 
@@ -152,7 +154,7 @@ def one_update(objective: Any, batch: Batch, models: Models, tokens: int = EVERY
     return Seen(watcher.gradient, metrics)
 
 
-def apart(seed: int = 0, layout: Any = "tree") -> Models:
+def apart(seed: int = 0, layout: Any = "tree", extras: Sequence[str] = ()) -> Models:
     """A policy and a reference that are far from each other: two differently drawn models."""
     other = Policy(gpt_neox(seed + 100), layout)
 
@@ -160,12 +162,12 @@ def apart(seed: int = 0, layout: Any = "tree") -> Models:
         with torch.no_grad():
             return other(batch).logp
 
-    return Models(Policy(gpt_neox(seed), layout), reference)
+    return Models(Policy(gpt_neox(seed), layout, **dict.fromkeys(extras, True)), reference)
 
 
-def together(seed: int = 0) -> Models:
+def together(seed: int = 0, extras: Sequence[str] = ()) -> Models:
     """A policy that is its own reference: the start of training."""
-    policy = Policy(gpt_neox(seed))
+    policy = Policy(gpt_neox(seed), **dict.fromkeys(extras, True))
     return Models(policy, lambda batch: policy(batch).logp.detach())
 
 

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from laws import EVERYTHING, apart, batch_of, gpt_neox, logp_by_hand, one_update, rows, shuffled, together
+from variants import ALL
 
 from prefopt import metrics
 from prefopt.batch import Batch, Outputs, parts
 from prefopt.models.policy import Policy
-from prefopt.objectives import EVERY
+from prefopt.objectives.facts import extras
 
-every_objective = pytest.mark.parametrize("objective", [cls() for cls in EVERY.values()], ids=list(EVERY))
+every_objective = pytest.mark.parametrize("objective", list(ALL.values()), ids=list(ALL))
 
 
 def data_of(objective: Any, **options: Any) -> Batch:
@@ -43,7 +44,9 @@ def test_token_budget_does_not_change_the_update(objective, tokens):
 @every_objective
 def test_tree_equals_padded(objective):
     batch = data_of(objective)
-    tree, padded = (one_update(objective, batch, apart(layout=layout)) for layout in ("tree", "padded"))
+    tree, padded = (
+        one_update(objective, batch, apart(layout=layout, extras=extras(objective))) for layout in ("tree", "padded")
+    )
     same_update(tree, padded)
 
 
@@ -61,17 +64,19 @@ def test_order_of_prompts_does_not_matter(objective):
     examples = rows(objective.facts.data)
     moved = shuffled(examples)
     assert moved != examples
-    first, second = (one_update(objective, Batch.of(order), apart()) for order in (examples, moved))
+    first, second = (
+        one_update(objective, Batch.of(order), apart(extras=extras(objective))) for order in (examples, moved)
+    )
     same_update(first, second)
 
 
 def credit(objective: Any, batch: Batch) -> torch.Tensor:
     """Derivative of the loss with respect to each completion token's log-prob, [K]."""
-    models = apart()
+    models = apart(extras=extras(objective))
     with torch.no_grad():
-        logp, targets = models.policy(batch).logp, objective.targets(batch, models)
-    logp = logp.clone().requires_grad_()
-    out = Outputs(logp, entropy=torch.ones_like(logp) if objective.facts.entropy else None)
+        full, targets = models.policy(batch), objective.targets(batch, models)
+    logp = full.logp.clone().requires_grad_()
+    out = Outputs(logp, **{name: getattr(full, name) for name in extras(objective)})
     objective.loss(batch, out, targets)[0].backward()
     return logp.grad
 
@@ -87,14 +92,15 @@ def test_untrained_tokens_get_exactly_zero_credit_and_trained_ones_do_not(object
 
 @every_objective
 def test_what_an_untrained_token_is_worth_changes_neither_loss_nor_count_nor_metrics(objective):
-    batch, models = data_of(objective), apart()
+    batch, models = data_of(objective), apart(extras=extras(objective))
     with torch.no_grad():
-        logp = models.policy(batch).logp
+        full = models.policy(batch)
     noise = torch.where(batch.trained, 0.0, -3.0)  # [K]
 
     def seen(shift: Any) -> dict[str, float]:
         reference = dataclasses.replace(models, reference=lambda part: models.reference(part) + shift)
-        loss, found = objective.loss(batch, Outputs(logp + shift), objective.targets(batch, reference))
+        out = full._replace(logp=full.logp + shift)
+        loss, found = objective.loss(batch, out, objective.targets(batch, reference))
         found = {**found, "loss": loss}
         return {name: float(x.sum()) for name, x in found.items()} | {"count": float(objective.count(batch))}
 
@@ -114,7 +120,7 @@ def positions_of_credit(batch: Batch) -> set[tuple[int, int]]:
 @every_objective
 def test_only_positions_that_predict_a_trained_token_get_credit(objective):
     """Prompt tokens get none, but for the last, whose output predicts the completion's first token."""
-    batch, models = data_of(objective), apart(layout="padded")
+    batch, models = data_of(objective), apart(layout="padded", extras=extras(objective))
     policy: Any = models.policy
     kept: list[torch.Tensor] = []
 
@@ -133,7 +139,7 @@ def test_only_positions_that_predict_a_trained_token_get_credit(objective):
 @every_objective
 @pytest.mark.parametrize("number", range(4))
 def test_a_descent_step_favours_the_better_completion(objective, number):
-    batch, models = data_of(objective, num=4).take(number, number + 1), apart()
+    batch, models = data_of(objective, num=4).take(number, number + 1), apart(extras=extras(objective))
     policy: Any = models.policy
     sign = torch.where(batch.score > 0.5, 1.0, -1.0).double()  # [N]
     with torch.no_grad():
@@ -148,7 +154,7 @@ def test_a_descent_step_favours_the_better_completion(objective, number):
 
 @every_objective
 def test_loss_is_a_sum_over_prompts(objective):
-    batch, models = data_of(objective), apart()
+    batch, models = data_of(objective), apart(extras=extras(objective))
     targets = objective.targets(batch, models)
     whole = objective.loss(batch, models.policy(batch), targets)[0]
     pieces = list(parts(batch, targets, 1))
@@ -162,14 +168,14 @@ def test_loss_is_a_sum_over_prompts(objective):
 def test_at_the_start_the_declared_values_hold(objective):
     if objective.facts.reference:
         assert objective.at_start(), "an objective with a reference has values that hold while the policy equals it"
-    found = one_update(objective, data_of(objective), together()).metrics
+    found = one_update(objective, data_of(objective), together(extras=extras(objective))).metrics
     for name, expected in objective.at_start().items():
         assert found[name] == pytest.approx(expected, rel=1e-12, abs=1e-12), name
 
 
 @every_objective
 def test_metrics_are_vectors_with_registered_names(objective):
-    batch, models = data_of(objective), apart()
+    batch, models = data_of(objective), apart(extras=extras(objective))
     found = objective.loss(batch, models.policy(batch), objective.targets(batch, models))[1]
     for name, x in found.items():
         metrics.known(name)

@@ -17,7 +17,8 @@ class Offline:
     The order is a pure function of (seed, epoch), so the whole state is the number of steps taken: assign `step` to
     resume. `batch_size` counts prompts over all ranks. Rank r takes every `world`-th prompt of each batch from its r-th
     on, so the ranks' shares together are the single process's batch, whatever `world` is.
-    InputError without examples.
+    least: fewest prompts in a batch; a shorter rest at the end of an epoch joins the batch before it.
+    InputError without examples, or with fewer than `least`.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Offline:
         shuffle: bool = True,
         rank: int = 0,
         world: int = 1,
+        least: int = 1,
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
@@ -37,13 +39,17 @@ class Offline:
             raise InputError(f"rank {rank} is not one of {world} processes")
         self.examples, self.batch_size, self.epochs = examples, batch_size, epochs
         self.seed, self.shuffle, self.rank, self.world = seed, shuffle, rank, world
-        self.step = 0
+        self.step, self.least = 0, least
         if not examples:
             raise InputError("no examples to make batches of; give data")
+        if min(len(examples), batch_size) < least:
+            raise InputError(
+                f"batch_size is {batch_size}, of {len(examples)} rows; at least {least} prompts are needed"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.examples) / self.batch_size)
+        return steps_per_epoch(len(self.examples), self.batch_size, self.least)
 
     def steps(self) -> int:
         """Batches in all epochs; part of an epoch is rounded up."""
@@ -67,8 +73,16 @@ class Offline:
             if self.step // self.steps_per_epoch != epoch:
                 epoch = self.step // self.steps_per_epoch
                 numbers = self.order(epoch)
-            start = self.step % self.steps_per_epoch * self.batch_size
-            whole = [self.examples[number] for number in numbers[start : start + self.batch_size]]
+            place = self.step % self.steps_per_epoch
+            last = place == self.steps_per_epoch - 1
+            start = place * self.batch_size
+            whole = [self.examples[number] for number in numbers[start : None if last else start + self.batch_size]]
             share = whole[self.rank :: self.world]
             self.step += 1
             yield (Batch.of(share), 1.0) if share else (Batch.of(whole[:1]), 0.0)
+
+
+def steps_per_epoch(rows: int, batch_size: int, least: int) -> int:
+    """Batches that hold every row once, none with fewer than `least` of them."""
+    full, rest = divmod(rows, batch_size)
+    return max(full + (rest >= least), 1)

@@ -28,15 +28,20 @@ class Head:
     softcap: float | None = None
     chunk_bytes: int = CHUNK_BYTES
 
-    def __call__(self, hidden: Tensor, token: Tensor, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        """hidden [K, D], token [K] int64 -> log-prob of each token [K] and entropy [K] or None, nats, float32 or wider.
+    def __call__(
+        self, hidden: Tensor, token: Tensor, entropy: bool = False, collision: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """hidden [K, D], token [K] int64 -> log-prob of each token [K], entropy [K] or None and collision [K] or None.
 
-        Exact up to rounding of the logits to the hidden states' dtype; gradients flow to hidden, weight and bias.
+        Nats, float32 or wider; collision is log sum_v p_v^2 and carries no gradient. Exact up to rounding of the logits
+        to the hidden states' dtype; gradients flow to hidden, weight and bias.
         """
         wide = torch.promote_types(hidden.dtype, torch.float32)
         keep = torch.is_grad_enabled()  # inside the function it is always off
-        logp, spread = _ChunkedLogp.apply(hidden, self.weight, self.bias, token, self, entropy, keep)
-        return logp.to(wide), spread if entropy else None
+        logp, spread, squares = _ChunkedLogp.apply(
+            hidden, self.weight, self.bias, token, self, entropy, collision, keep
+        )
+        return logp.to(wide), spread if entropy else None, squares if collision else None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[C, D] -> [C, V] in the dtype of `hidden`."""
@@ -67,12 +72,14 @@ class _ChunkedLogp(torch.autograd.Function):
         token: Tensor,
         head: Head,
         entropy: bool,
+        collision: bool,
         keep: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         rows = head.rows_per_chunk()
         keep = keep and len(token) <= rows and head.softcap is None and not entropy
         logp: list[Tensor] = []
         spread: list[Tensor] = []
+        squares: list[Tensor] = []
         kept = None
         for start in range(0, len(token), rows):
             cut = slice(start, start + rows)
@@ -80,15 +87,21 @@ class _ChunkedLogp(torch.autograd.Function):
             logp.append(chunk_logp)
             if chunk_entropy is not None:
                 spread.append(chunk_entropy)
+            if collision:
+                squares.append(_collision(p))
             kept = _pull(p, token) if keep else None
         ctx.head, ctx.rows = head, rows
         ctx.save_for_backward(hidden, weight, bias, token, kept)
         ctx.set_materialize_grads(False)
-        empty = torch.empty(0, dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-        return torch.cat(logp) if logp else empty, torch.cat(spread) if spread else empty
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        whole = [torch.cat(found) if found else hidden.new_empty(0, dtype=wide) for found in (logp, spread, squares)]
+        ctx.mark_non_differentiable(whole[2])
+        return whole[0], whole[1], whole[2]
 
     @staticmethod
-    def backward(ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None, _: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, token, kept = ctx.saved_tensors
         head: Head = ctx.head
         if grad_logp is None:
@@ -114,7 +127,7 @@ class _ChunkedLogp(torch.autograd.Function):
                 _add_product(grad_weight, pull.t(), (row * h).to(h.dtype), first=start == 0)
             if grad_bias is not None:
                 grad_bias.addmv_(pull.t(), row[:, 0].to(h.dtype))
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
@@ -123,6 +136,12 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
         torch.mm(a, b, out=total)
     else:
         total.addmm_(a, b)
+
+
+def _collision(p: Tensor) -> Tensor:
+    """Probabilities [C, V] -> log of the sum of their squares, [C]; the sum is at least 1/V, so never underflows."""
+    p = p.to(torch.promote_types(p.dtype, torch.float32))
+    return torch.linalg.vecdot(p, p).log()
 
 
 def _pull(p: Tensor, token: Tensor) -> Tensor:

@@ -46,14 +46,21 @@ class Policy:
     """A transformers causal language model, with or without adapters, that scores batches.
 
     layout: "tree" packs prompts once without padding, "padded" is an ordinary right-padded batch; `choose` decides
-    by a probe. entropy: compute `Outputs.entropy` too. Gradients flow unless under no_grad. The model's own weights
-    are used as they are.
+    by a probe. entropy, collision: compute `Outputs.entropy`, `Outputs.collision` too. Gradients flow unless under
+    no_grad. The model's own weights are used as they are.
     """
 
     def __init__(
-        self, model: Any, layout: Layout = "tree", *, entropy: bool = False, value: ValueHead | None = None
+        self,
+        model: Any,
+        layout: Layout = "tree",
+        *,
+        entropy: bool = False,
+        collision: bool = False,
+        value: ValueHead | None = None,
     ) -> None:
-        self.model, self.layout, self.entropy, self.value = model, layout, entropy, value
+        self.model, self.layout, self.value = model, layout, value
+        self.entropy, self.collision = entropy, collision
         self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.backbone = self.inner.base_model
         self.plain_attention = _plain_name(self.inner)
@@ -70,10 +77,10 @@ class Policy:
         """`Outputs` through a given layout."""
         token = batch.completions.values.to(self.device)
         if not self.fused_head:
-            return Outputs(*self._full_logits(batch, layout, token))
+            return self._full_logits(batch, layout, token)
         hidden, before, at = self._hidden(batch, layout)
-        logp, entropy = self.head()(hidden[before], token, self.entropy)
-        return Outputs(logp, entropy, None if self.value is None else self.value(hidden, before, at))
+        logp, entropy, collision = self.head()(hidden[before], token, self.entropy, self.collision)
+        return Outputs(logp, entropy, None if self.value is None else self.value(hidden, before, at), collision)
 
     def head(self) -> Head:
         """The model's language-model head, with the scale and soft cap its family applies to logits."""
@@ -101,7 +108,7 @@ class Policy:
         hidden = self.backbone(**inputs, use_cache=False)[0]
         return hidden.flatten(0, 1), before, at
 
-    def _full_logits(self, batch: Batch, layout: Layout, token: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _full_logits(self, batch: Batch, layout: Layout, token: Tensor) -> Outputs:
         """For heads that are more than a linear map: the model's own logits, all of them."""
         if self.value is not None:
             raise RuntimeError("a value head needs a model whose backbone and head can be told apart")
@@ -109,7 +116,8 @@ class Policy:
         logits = self.inner(**inputs, use_cache=False).logits.flatten(0, 1)[before]  # [K, V]
         wide = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
         entropy = -(wide.exp() * wide).sum(-1) if self.entropy else None
-        return wide.gather(1, token[:, None])[:, 0], entropy, None
+        collision = torch.logsumexp(2 * wide.detach(), -1) if self.collision else None
+        return Outputs(wide.gather(1, token[:, None])[:, 0], entropy, None, collision)
 
     def _attend(self, name: str) -> None:
         # kept after the call on purpose: gradient checkpointing runs the layers again in backward

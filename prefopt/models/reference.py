@@ -41,6 +41,16 @@ class ReferenceOptions:
     reference_model: str | None = None
     # folder of the log-prob cache; None: PREFOPT_CACHE or ~/.cache/prefopt
     cache_dir: str | None = None
+    # updates after which the reference moves towards the policy (TR-DPO; its paper has 512); None: it stays
+    reference_sync_steps: int | None = None
+    # share of the policy in a reference that moves: 1 replaces it, less moves it part of the way
+    reference_mixup: float = 0.6
+
+    def __post_init__(self) -> None:
+        if self.reference_sync_steps is not None and self.reference_sync_steps < 1:
+            raise ValueError(f"reference_sync_steps must be at least 1, got {self.reference_sync_steps}")
+        if not 0 < self.reference_mixup <= 1:
+            raise ValueError(f"reference_mixup must be above 0 and at most 1, got {self.reference_mixup}")
 
 
 def score(policy: Policy, batch: Batch, budget: Budget) -> Tensor:
@@ -71,6 +81,15 @@ class Copied:
     def __call__(self, batch: Batch) -> Tensor:
         """[K] nats."""
         return score(self.policy, batch, self.budget)
+
+    def follow(self, policy: Policy, mixup: float) -> None:
+        """Move every weight: reference <- mixup * policy + (1 - mixup) * reference.
+
+        Gorbatovski et al. 2024, arXiv:2404.09656.
+        """
+        with torch.no_grad():
+            for mine, its in zip(self.policy.model.parameters(), policy.model.parameters(), strict=True):
+                mine.lerp_(its.to(mine.dtype), mixup)
 
 
 class AdapterOff:
@@ -233,14 +252,19 @@ def cache_folder(options: ReferenceOptions) -> Path:
 
 
 def pick(
-    options: ReferenceOptions, policy: Policy, budget: Budget, other: Policy | None = None
+    options: ReferenceOptions, policy: Policy, budget: Budget, other: Policy | None = None, live: bool = False
 ) -> tuple[Copied | AdapterOff | Cached, str]:
     """The reference for a run on a fixed data set, and in words which and why. other: the policy of
-    `reference_model`.
+    `reference_model`. live: it will be asked about texts that are in no row, so a cache cannot serve.
     """
-    if options.reference == "copy":
+    where: str = options.reference
+    if where == "auto" and options.reference_sync_steps:
+        where = "copy"
+    if where == "auto" and live:
+        where = "adapter" if is_adapted(policy.model) and other is None else "copy"
+    if where == "copy":
         return (Copied(other, budget) if other else Copied.of(policy, budget)), "a frozen copy in memory"
-    if options.reference == "adapter":
+    if where == "adapter":
         if other is not None:
             raise ValueError("reference: adapter contradicts reference_model; use reference: cache or copy")
         return AdapterOff(policy, budget), "this model with its adapter off or at its start"

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 from prefopt.batch import Batch, Outputs
+from prefopt.records import Example
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Read by the recipes, the data reader, the command line, the docs table and the tests' parametrisation.
+    """Read by the recipes, the data reader, the command line, the docs and the tests' parametrisation.
 
-    data: the shape of a row. learning_rate: default peak for full training of a pretrained model.
-    reference: needs log-probs of a frozen policy. entropy: reads `Outputs.entropy`.
+    data: the shape of a row. source: paper and equation. learning_rate: default peak for full training of a pretrained
+    model. head: what is trained, a language model, a score of a whole completion ("completion") or of its steps
+    ("steps"). reference: needs log-probs of a frozen policy. live: asks the reference about texts that are in no row: a
+    cache cannot serve. forwards: passes over the data per update besides the one that carries the gradient, not
+    counting a cached reference. least: fewest prompts an update can be computed from.
+    healthy, failures: for users, in words: what good metrics look like; how it goes wrong and what to change.
     """
 
     name: str
     title: str
-    data: Literal["demonstrations", "pairs", "labels"]
+    data: Literal["demonstrations", "pairs", "labels", "ratings", "steps"]
     source: str
     learning_rate: float
+    head: Literal["language", "completion", "steps"] = "language"
     reference: bool = False
-    entropy: bool = False
+    live: bool = False
+    forwards: int = 0
+    least: int = 1
+    healthy: str = ""
+    failures: str = ""
 
 
 class Nothing(NamedTuple):
@@ -42,7 +53,11 @@ class Models(Protocol):
 
 
 class Objective(Protocol):
-    """A training objective: a frozen dataclass whose fields are its options."""
+    """A training objective: a frozen dataclass whose fields are its options.
+
+    Two attributes may be left out: `extras`, the optional `Outputs` it reads ("entropy", "collision"), and `settled`,
+    see there.
+    """
 
     facts: ClassVar[Facts]
 
@@ -51,7 +66,10 @@ class Objective(Protocol):
         ...
 
     def targets(self, batch: Batch, models: Any) -> Any:
-        """A NamedTuple of constants for this step: reference log-probs, advantages. No gradient."""
+        """A NamedTuple of constants for this step: reference log-probs, advantages. No gradient.
+
+        Called on every process, each with its share of the step, so it may gather over processes.
+        """
         ...
 
     def loss(self, batch: Batch, out: Outputs, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -61,3 +79,17 @@ class Objective(Protocol):
     def at_start(self) -> dict[str, float]:
         """Values that hold exactly while the policy equals the reference; checked before the first update."""
         ...
+
+
+def extras(objective: Any) -> tuple[str, ...]:
+    """The optional fields of `Outputs` that the objective reads."""
+    named: tuple[str, ...] = getattr(objective, "extras", ())
+    return named
+
+
+def settled(objective: Any, examples: Sequence[Example]) -> Any:
+    """The objective with options that follow from the training rows filled in, by its own method `settled(examples)`.
+
+    InputError, naming the row, where the rows cannot serve.
+    """
+    return objective.settled(examples) if hasattr(objective, "settled") else objective

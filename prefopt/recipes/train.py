@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from prefopt import config, preflight, ranks
 from prefopt.budget import Budget
 from prefopt.data import DataOptions, Dataset, load, split, template_text
-from prefopt.data.source import Offline
+from prefopt.data.source import Offline, steps_per_epoch
 from prefopt.loop import Listener, LoopOptions, Models, budget_for
 from prefopt.loop import train as run_loop
 from prefopt.models.adapters import LoraOptions, adapt, is_adapted
@@ -24,6 +24,7 @@ from prefopt.models.load import load as load_model
 from prefopt.models.policy import Policy, choose, text_config
 from prefopt.models.reference import Cached, ReferenceOptions, pick
 from prefopt.models.sharding import shard, whole_state
+from prefopt.objectives.facts import extras, settled
 from prefopt.optimizer import Updater
 from prefopt.recipes.card import write_card
 from prefopt.recipes.journal import Journal, progress
@@ -92,7 +93,7 @@ def plan(*, objective: Any, **options: Any) -> Plan:
     settings = _settings(objective, options)
     tokenizer = load_tokenizer(tokenizer_source(settings["run"].model), settings["model"])
     data, held_out = _read(objective, settings, tokenizer)
-    steps = _steps(settings["loop"], len(data.examples))
+    steps = _steps(settings["loop"], len(data.examples), objective.facts.least)
     return Plan(data, held_out, tokenizer, steps)
 
 
@@ -124,11 +125,12 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
         tokenizer.chat_template = template_text(settings["data"].chat_template)  # saved with the model it trained
     data, held_out = _read(objective, settings, tokenizer)
     journal.say(data.describe())
+    objective = _settled(objective, data, held_out, journal)
     clock.lap("data")
     loaded = load_model(run.model, settings["model"], ranks.device())
     policy = _policy(loaded, settings, objective, journal)
     _refuse_long_rows(policy, [data, held_out])
-    source = _source(data, loop, run.seed)
+    source = _source(data, loop, run.seed, objective.facts.least)
     rows = preflight.sample(next(iter(_source(data, loop, run.seed).batches()))[0]).to(ranks.device())
     clock.lap("load")
     if run.preflight == "on":
@@ -140,9 +142,11 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
         journal.say_all("preflight", preflight.check_start(objective, policy, reference, rows))
     clock.lap("reference")
     _clear(out)
-    steps, peak = _steps(loop, len(data.examples)), _peak(objective, loop, policy.model)
+    steps, peak = _steps(loop, len(data.examples), objective.facts.least), _peak(objective, loop, policy.model)
     best = Best(run, out, policy, tokenizer) if run.keep == "best" else None
     listeners: list[Listener] = [journal.listen, *([best.listen] if best else [])]
+    if settings["reference"].reference_sync_steps:
+        listeners.append(Following(settings["reference"], reference, policy).listen)
     journal.begin(steps)
     run_loop(
         Models(policy, reference),
@@ -153,7 +157,7 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
         peak=peak,
         steps=steps,
         budget=budget,
-        held_out=None if held_out is None else lambda: _held_out(held_out, loop.batch_size),
+        held_out=None if held_out is None else lambda: _held_out(held_out, loop.batch_size, objective.facts.least),
         listeners=listeners,
     )
     clock.lap("training")
@@ -214,6 +218,18 @@ def save(policy: Policy, tokenizer: Any, folder: Path) -> Path:
         tokenizer.save_pretrained(folder)
     ranks.barrier()
     return folder
+
+
+class Following:
+    """Moves a copied reference towards the policy every so many updates (TR-DPO, arXiv:2404.09656)."""
+
+    def __init__(self, options: ReferenceOptions, reference: Any, policy: Policy) -> None:
+        self.options, self.reference, self.policy = options, reference, policy
+
+    def listen(self, step: int, metrics: dict[str, float]) -> None:
+        every = self.options.reference_sync_steps
+        if every and step % every == 0 and "loss" in metrics:  # an update, not an evaluation
+            self.reference.follow(self.policy, self.options.reference_mixup)
 
 
 class Best:
@@ -295,7 +311,19 @@ def _refuse_contradictions(objective: Any, settings: dict[str, Any]) -> None:
     if reference.reference == "adapter" and reference.reference_model:
         raise InputError("reference: adapter contradicts reference_model; use reference: cache or copy")
     if not objective.facts.reference and reference != ReferenceOptions():
-        raise InputError(f"{objective.facts.name} reads no reference; leave out reference, reference_model, cache_dir")
+        raise InputError(f"{objective.facts.name} reads no reference; leave out the options that begin with it")
+    if reference.reference == "cache" and objective.facts.live:
+        raise InputError(
+            f"reference: cache cannot serve {objective.facts.name}, which scores new pairings of prompts and answers "
+            "in every update; use reference: copy, or adapter with lora_rank"
+        )
+    if reference.reference_sync_steps:
+        _refuse_moving_reference(settings, adapted)
+    if settings["loop"].batch_size < objective.facts.least:
+        raise InputError(
+            f"batch_size: {objective.facts.name} needs at least {objective.facts.least} prompts in an update, got "
+            f"{settings['loop'].batch_size}"
+        )
     if settings["loop"].eval_every and run.eval_data is None and not run.eval_fraction:
         raise InputError("eval_every needs held-out rows; give eval_data or an eval_fraction above 0")
     if settings["lora"] != LoraOptions() and (Path(run.model) / "adapter_config.json").exists():
@@ -304,6 +332,14 @@ def _refuse_contradictions(objective: Any, settings: dict[str, Any]) -> None:
         )
     if not settings["lora"].lora_rank and settings["lora"] != LoraOptions():
         raise InputError("lora_alpha and lora_targets need a lora_rank above 0")
+
+
+def _refuse_moving_reference(settings: dict[str, Any], adapted: Any) -> None:
+    if settings["reference"].reference not in ("auto", "copy"):
+        raise InputError("reference_sync_steps moves a copy of the weights; use reference: copy")
+    if adapted or settings["model"].shard:
+        what = "shard" if settings["model"].shard else "an adapter"
+        raise InputError(f"reference_sync_steps mixes whole weights and does not work with {what}; leave one out")
 
 
 def _refuse_long_rows(policy: Policy, datasets: list[Dataset | None]) -> None:
@@ -331,9 +367,23 @@ def _read(objective: Any, settings: dict[str, Any], tokenizer: Any) -> tuple[Dat
     return split(data, run.eval_fraction, run.seed)
 
 
+def _settled(objective: Any, data: Dataset, held_out: Dataset | None, journal: Journal) -> Any:
+    """The objective with the options that follow from the rows, which are said where there are any."""
+    least, name = objective.facts.least, objective.facts.name
+    for one in (data, held_out):
+        if one is not None and len(one.examples) < least:
+            raise InputError(f"{one.source}: {name} needs at least {least} rows, training and held out; give more")
+    done = settled(objective, data.examples)
+    for field in fields(objective):
+        if getattr(done, field.name) != getattr(objective, field.name):
+            journal.say(f"{field.name}: {getattr(done, field.name)}, from the training rows")
+    return done
+
+
 def _policy(loaded: Loaded, settings: dict[str, Any], objective: Any, journal: Journal) -> Policy:
     model = adapt(loaded.model, settings["lora"], loaded.adapter)
-    policy = Policy(model, entropy=objective.facts.entropy)
+    wanted = extras(objective)
+    policy = Policy(model, entropy="entropy" in wanted, collision="collision" in wanted)
     choice = choose(policy, settings["model"].layout)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
@@ -369,7 +419,9 @@ def _reference(
         model = loaded.model if loaded.adapter is None else adapt(loaded.model, LoraOptions(), loaded.adapter)
         other = Policy(model.requires_grad_(False))
         choose(other, settings["model"].layout)
-    reference, how = pick(options, policy, budget, other)
+    reference, how = pick(options, policy, budget, other, objective.facts.live)
+    if options.reference_sync_steps:
+        how += f", moved every {options.reference_sync_steps} updates"
     journal.say(f"reference: {how}")
     _shard(policy, settings["model"], journal)  # after the weights were hashed or copied
     if isinstance(reference, Cached):
@@ -395,22 +447,24 @@ def _updater(policy: Policy, loop: LoopOptions) -> Updater:
     )
 
 
-def _source(data: Dataset, loop: LoopOptions, seed: int) -> Offline:
+def _source(data: Dataset, loop: LoopOptions, seed: int, least: int = 1) -> Offline:
     epochs = loop.epochs
     if loop.max_steps is not None:
         epochs = max(epochs, math.ceil(loop.max_steps * loop.batch_size / len(data.examples)) + 1)
-    return Offline(data.examples, loop.batch_size, epochs=epochs, seed=seed, rank=ranks.rank(), world=ranks.world())
+    return Offline(
+        data.examples, loop.batch_size, epochs=epochs, seed=seed, rank=ranks.rank(), world=ranks.world(), least=least
+    )
 
 
-def _held_out(data: Dataset, batch_size: int) -> Any:
-    source = Offline(data.examples, batch_size, shuffle=False, rank=ranks.rank(), world=ranks.world())
+def _held_out(data: Dataset, batch_size: int, least: int = 1) -> Any:
+    source = Offline(data.examples, batch_size, shuffle=False, rank=ranks.rank(), world=ranks.world(), least=least)
     return ((batch.to(ranks.device()), weight) for batch, weight in source.batches())
 
 
-def _steps(loop: LoopOptions, rows: int) -> int:
+def _steps(loop: LoopOptions, rows: int, least: int) -> int:
     if loop.max_steps is not None:
         return loop.max_steps
-    return math.ceil(loop.epochs * math.ceil(rows / loop.batch_size))
+    return math.ceil(loop.epochs * steps_per_epoch(rows, loop.batch_size, least))
 
 
 def _peak(objective: Any, loop: LoopOptions, model: Any) -> float:

@@ -6,18 +6,17 @@ import json
 
 import pytest
 from trajectory import STEPS, losses, path
+from variants import ALL
 
-from prefopt.objectives import EVERY
 
-
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ALL)
 def test_twenty_updates_give_the_committed_losses(name):
     expected = json.loads(path(name).read_text(encoding="utf-8"))
     assert len(expected) == STEPS
     assert losses(name) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ALL)
 def test_the_toy_model_learns(name):
     """A trajectory that goes nowhere would hide a broken update."""
     expected = json.loads(path(name).read_text(encoding="utf-8"))

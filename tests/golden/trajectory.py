@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from laws import VOCABULARY, gpt_neox
+from variants import ALL
 
 from prefopt.budget import Budget
 from prefopt.data.source import Offline
 from prefopt.loop import LoopOptions, Models, train
 from prefopt.models.policy import Policy
 from prefopt.models.reference import Copied
-from prefopt.objectives import EVERY
+from prefopt.objectives.facts import extras
 from prefopt.optimizer import Updater
 from prefopt.records import Example
 
@@ -38,7 +39,7 @@ def formula_model() -> Any:
 
 def formula_rows(data: str, num: int = 12) -> list[Example]:
     """Rows whose tokens are multiples of 7 and 11, of unequal length, some tokens untrained, worse first at times."""
-    scores = {"demonstrations": [1.0], "pairs": [1.0, 0.0], "labels": [1.0]}[data]
+    scores = {"demonstrations": [1.0], "pairs": [1.0, 0.0], "labels": [1.0], "ratings": [2.0, 0.5, -1.0]}[data]
     examples = []
     for n in range(num):
         prompt = [(7 * n + i) % VOCABULARY for i in range(1 + n % 5)]
@@ -52,8 +53,9 @@ def formula_rows(data: str, num: int = 12) -> list[Example]:
 
 
 def losses(name: str, tokens: int = 40) -> list[float]:
-    """Loss of each update of the objective `name`."""
-    objective, policy = EVERY[name](), Policy(formula_model())
+    """Loss of each update of the objective `name` of `variants.ALL`."""
+    objective = ALL[name]
+    policy = Policy(formula_model(), **dict.fromkeys(extras(objective), True))
     models = Models(policy, Copied.of(policy, Budget(tokens)) if objective.facts.reference else None)
     found: list[float] = []
 
@@ -79,6 +81,6 @@ def path(name: str) -> Path:
 
 
 if __name__ == "__main__":
-    for each in EVERY:
+    for each in ALL:
         path(each).write_text(json.dumps(losses(each), indent=1) + "\n", encoding="utf-8")
         print(path(each))

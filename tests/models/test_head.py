@@ -55,7 +55,7 @@ def test_three_tokens_by_hand():
     # logits of the one position: 1*1, 1*2, 1*0 -> log-sum-exp of 1, 2, 0
     hidden, weight = torch.tensor([[1.0]]), torch.tensor([[1.0], [2.0], [0.0]])
     total = math.log(math.e + math.e**2 + 1)
-    logp, entropy = Head(weight)(hidden, torch.tensor([1]), entropy=True)
+    logp, entropy, _ = Head(weight)(hidden, torch.tensor([1]), entropy=True)
     assert logp.item() == pytest.approx(2 - total, abs=1e-6)
     by_hand = -sum(math.exp(z - total) * (z - total) for z in (1, 2, 0))
     assert entropy.item() == pytest.approx(by_hand, abs=1e-6)
@@ -72,7 +72,7 @@ def test_log_probs_and_gradients_are_those_of_a_plain_log_softmax(kind, rows, bi
     torch.manual_seed(1)
     pull, pull_entropy = torch.randn(K, dtype=dtype), torch.randn(K, dtype=dtype)  # a weight of either sign per token
     wanted, wanted_entropy = plain_logp_and_entropy(plain(hidden, weight, offset, **KINDS[kind]), token)
-    logp, spread = head(weight, offset, rows, **KINDS[kind])(hidden, token, entropy)
+    logp, spread, _ = head(weight, offset, rows, **KINDS[kind])(hidden, token, entropy)
     close = {"atol": TOLERANCE[dtype], "rtol": TOLERANCE[dtype]}
     torch.testing.assert_close(logp, wanted, **close)
     loss, wanted_loss = (pull * logp).sum(), (pull * wanted).sum()
@@ -89,7 +89,7 @@ def test_log_probs_and_gradients_are_those_of_a_plain_log_softmax(kind, rows, bi
 def test_the_entropy_alone_has_the_right_gradient():
     hidden, weight, offset, token = inputs()
     _, wanted = plain_logp_and_entropy(plain(hidden, weight, offset), token)
-    _, spread = head(weight, offset, 4)(hidden, token, entropy=True)
+    _, spread, _ = head(weight, offset, 4)(hidden, token, entropy=True)
     leaves = [hidden, weight, offset]
     got, expected = torch.autograd.grad(spread.sum(), leaves), torch.autograd.grad(wanted.sum(), leaves)
     for g, e in zip(got, expected, strict=True):
@@ -142,7 +142,7 @@ def test_bfloat16_gives_the_float32_log_softmax_of_its_own_logits_within_roundin
     wide = torch.log_softmax(scorer.logits(hidden).float(), -1)
     wanted, wanted_entropy = plain_logp_and_entropy(wide, token)
     for entropy in (False, True):
-        logp, spread = scorer(hidden, token, entropy)
+        logp, spread, _ = scorer(hidden, token, entropy)
         assert logp.dtype == torch.float32
         # probabilities carry 8 bits: a relative error of 2^-9 each
         torch.testing.assert_close(logp, wanted, atol=2**-8, rtol=0)
@@ -170,10 +170,10 @@ def test_bfloat16_gradients_are_the_float32_ones_within_rounding(kind, rows):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_logit_200_below_the_largest_has_log_prob_minus_200_and_not_minus_infinity(dtype):
     hidden, weight = torch.ones(1, 1, dtype=dtype), torch.tensor([[200.0], [0.0]], dtype=dtype)
-    logp, _ = Head(weight)(hidden, torch.tensor([1]))
+    logp, _, _ = Head(weight)(hidden, torch.tensor([1]))
     assert logp.item() == pytest.approx(-200)
     hidden.requires_grad_()
-    logp, entropy = Head(weight)(hidden, torch.tensor([1]), entropy=True)
+    logp, entropy, _ = Head(weight)(hidden, torch.tensor([1]), entropy=True)
     (logp.sum() + entropy.sum()).backward()
     # d logp / d hidden = weight[1] - sum_v p_v weight_v = 0 - 200
     assert hidden.grad.item() == pytest.approx(-200)
@@ -183,7 +183,7 @@ def test_a_logit_200_below_the_largest_has_log_prob_minus_200_and_not_minus_infi
 @pytest.mark.parametrize("entropy", [False, True])
 def test_no_position_gives_empty_results_and_a_zero_gradient(entropy):
     hidden, weight = torch.zeros(0, D, requires_grad=True), torch.ones(V, D, requires_grad=True)
-    logp, spread = Head(weight)(hidden, torch.zeros(0, dtype=torch.int64), entropy)
+    logp, spread, _ = Head(weight)(hidden, torch.zeros(0, dtype=torch.int64), entropy)
     assert logp.shape == (0,) and logp.dtype == torch.float32
     assert spread is None if not entropy else spread.shape == (0,)
     logp.sum().backward()
@@ -214,8 +214,20 @@ def test_a_token_that_occurs_often_keeps_its_whole_gradient_in_bfloat16():
     """600 equal rows: added one by one in bfloat16, the sum would stall at 256 times a term."""
     hidden = torch.ones(600, 16, dtype=torch.bfloat16)
     weight = torch.zeros(8, 16, dtype=torch.bfloat16, requires_grad=True)
-    logp, _ = Head(weight)(hidden, torch.full((600,), 3))
+    logp, _, _ = Head(weight)(hidden, torch.full((600,), 3))
     logp.sum().backward()
     wanted = torch.full((8, 16), -600 / 8)
     wanted[3] += 600
     torch.testing.assert_close(weight.grad.float(), wanted, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 100])
+@pytest.mark.parametrize("kind", KINDS)
+def test_collision_is_the_log_of_the_sum_of_squared_probabilities(kind, rows):
+    hidden, weight, offset, token = inputs()
+    wanted = plain(hidden, weight, offset, **KINDS[kind]).exp().square().sum(-1).log()
+    logp, _, collision = head(weight, offset, rows, **KINDS[kind])(hidden, token, collision=True)
+    torch.testing.assert_close(collision, wanted.detach(), atol=1e-12, rtol=0)
+    assert not collision.requires_grad
+    (bare,) = torch.autograd.grad(head(weight, offset, rows, **KINDS[kind])(hidden, token)[0].sum(), [weight])
+    torch.testing.assert_close(torch.autograd.grad(logp.sum(), [weight])[0], bare)

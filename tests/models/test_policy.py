@@ -266,7 +266,7 @@ def test_the_published_greedy_story_is_the_likeliest_token_by_token(stories, lay
     with torch.no_grad():
         hidden, before, _ = policy._hidden(batch, layout)
         states = hidden[before].repeat_interleave(size, 0)  # every token of the vocabulary as a candidate
-        logp, _ = policy.head()(states, torch.arange(size).repeat(64))
+        logp, _, _ = policy.head()(states, torch.arange(size).repeat(64))
         likeliest = logp.view(64, size).argmax(1)
         assert likeliest.tolist() == story
         # and the batch's own log-probs are those of the candidates chosen
