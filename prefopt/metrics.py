@@ -5,15 +5,21 @@ logged.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Metric:
-    """definition in words, unit, and the shape a healthy run shows."""
+    """definition in words, unit, and the shape a healthy run shows.
+
+    sign: the direction that is better; "neither" where none is by itself. more: the long answer of `prefopt explain`.
+    """
 
     definition: str
     unit: str
     healthy: str
+    sign: Literal["higher", "lower", "neither"] = "neither"
+    more: str = ""
 
 
 METRICS: dict[str, Metric] = {
