@@ -37,6 +37,24 @@ class DPO:
         source="arXiv:2305.18290 eq. 7",
         learning_rate=1e-6,
         reference=True,
+        healthy="Before the first update the loss is ln 2 = 0.6931 and every reward is 0; a run where they are not is "
+        "stopped. `rewards/margins` rises from 0, and `eval/loss` stays below its start and falls. "
+        "`eval/rewards/accuracies` settles at 0.6 to 0.8 on human preferences; it is near 1 only where the answers are "
+        "easy to tell apart. `logps/chosen` often falls, more slowly than `logps/rejected`: "
+        "`prefopt explain logps/chosen` says when that is fine.",
+        failures="`eval/loss` turns up while `loss` still falls: the run memorises its pairs; stop at the turn "
+        "(`keep=best` with `eval_every`), take fewer epochs or a larger `beta`. "
+        "`logps/chosen` and `logps/rejected` fall fast and samples get worse: the policy has left the reference; a "
+        "larger `beta`, a lower `learning_rate` or fewer epochs. "
+        "`loss` near 0 and `rewards/accuracies` near 1 within a few hundred updates: the two answers can be told apart "
+        "by their surface (a phrase, the length, who wrote them), so little else is learned; look at the pairs, and "
+        "prefer pairs sampled from the model that is trained. "
+        "`loss` stays at 0.69: the learning rate is too low, or the labels are near chance; raise `learning_rate`, or "
+        "keep only pairs whose difference is clear. "
+        "Answers grow longer: the chosen answers are longer, and the loss cannot tell length from quality; balance the "
+        "lengths in the data. "
+        "Samples are not in the form of the data from the start: the model was never taught it; run `sft` on the chosen "
+        "answers first.",
     )
 
     def __post_init__(self) -> None:
