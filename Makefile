@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 VENV_STAMP := .venv/.installed
 
-.PHONY: quickstart test check lint types format bench-dpo clean
+.PHONY: quickstart test check lint types format bench-dpo bench-offline clean
 
 quickstart: $(VENV_STAMP)  ## a model from nothing, SFT, then DPO, and what changed
 	$(BIN)/prefopt quickstart
@@ -25,7 +25,10 @@ format: $(VENV_STAMP)  ## write the format and the fixes that are safe
 	$(BIN)/ruff check --fix .
 
 bench-dpo: $(VENV_STAMP)  ## pairs a second and memory, beside TRL
-	$(BIN)/python benchmarks/dpo.py
+	$(BIN)/python benchmarks/offline.py dpo
+
+bench-offline: $(VENV_STAMP)  ## the same for KTO, ORPO, SFT and the reward model
+	$(BIN)/python benchmarks/offline.py kto orpo sft reward --shapes 15M --precisions bfloat16
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,11 +1,12 @@
-"""DPO against TRL on one machine: pairs per second and peak memory on the same model, rows and precision, in turns.
+"""Offline methods against TRL on one machine: rows per second and peak memory on the same model, rows and precision.
 
-`make bench-dpo` runs it. Every measurement is a process of its own, the two libraries take turns, and TRL first
-tries its settings (weights in bfloat16 or autocast, gradient checkpointing, rows per device) so that its best one is
-compared. Timed: the reference pass and the updates; not timed: loading, tokenising, saving. The share is what
-prefopt reaches of the matrix-product rate measured in the same process, with the products that DPO needs counted
-once: linear layers on every token (a shared prompt once), the head on completion tokens, causal attention; one
-reference forward, one forward and one backward (two forwards' worth); nothing recomputed is counted.
+`make bench-dpo` measures DPO, `make bench-offline` KTO, ORPO, SFT and the reward model. Every measurement is a process
+of its own, the two libraries take turns, and TRL first tries its settings (weights in bfloat16 or autocast, gradient
+checkpointing, rows per device) so that its best one is compared. Timed: the reference pass and the updates; not timed:
+loading, tokenising, saving. The share is what prefopt reaches of the matrix-product rate measured in the same process,
+with the products that the method needs counted once: linear layers on every token (a shared prompt once), the head on
+completion tokens, causal attention; the forwards of the method and one backward (two forwards' worth); nothing
+recomputed is counted. A row is a pair, for SFT the chosen answer of one, for KTO either answer with its label.
 """
 
 from __future__ import annotations
@@ -25,7 +26,32 @@ from pathlib import Path
 from typing import Any
 
 VOCABULARY = 49_152
-RESULTS = Path(__file__).parent / "results" / "dpo.json"
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is compared.
+
+    rows: the file of `build` it trains on. forwards: passes over all rows whose products count, the one with a gradient
+    as three. head: the language-model head is part of each. targets: as TARGETS, where they are this method's own.
+    """
+
+    rows: str
+    forwards: int
+    head: bool = True
+    targets: dict[str, dict[str, float]] | None = None
+
+
+OFFLINE = {"15M": {"speed_ratio": 5.0}}
+METHODS = {
+    "dpo": Method("pairs", forwards=4),
+    # the mismatched pairs, too, are scored by policy and reference
+    "kto": Method("labels", forwards=6, targets=OFFLINE),
+    "orpo": Method("pairs", forwards=3, targets=OFFLINE),
+    "sft": Method("demonstrations", forwards=3, targets=OFFLINE),
+    "reward": Method("pairs", forwards=3, head=False, targets=OFFLINE),
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +103,7 @@ SETTINGS = {
 
 
 def build(shape: Shape, folder: Path) -> None:
-    """A random model, a word-per-token tokenizer, and the rows as pairs.jsonl."""
+    """A random model, a word-per-token tokenizer, and the rows as pairs, labels and demonstrations, each a file."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -102,10 +128,19 @@ def build(shape: Shape, folder: Path) -> None:
     )
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     fast.save_pretrained(folder / "model")
-    with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:
-        for prompt, chosen, rejected in rows(shape):
-            line = {"prompt": text(prompt), "chosen": " " + text(chosen), "rejected": " " + text(rejected)}
-            file.write(json.dumps(line) + "\n")
+    texts = [[text(prompt), " " + text(good), " " + text(bad)] for prompt, good, bad in rows(shape)]
+    write(folder / "pairs.jsonl", [{"prompt": prompt, "chosen": good, "rejected": bad} for prompt, good, bad in texts])
+    write(folder / "demonstrations.jsonl", [{"prompt": prompt, "completion": good} for prompt, good, _ in texts])
+    labels = [
+        {"prompt": prompt, "completion": answer, "label": number == 0}
+        for prompt, *answers in texts
+        for number, answer in enumerate(answers)
+    ]
+    write(folder / "labels.jsonl", random.Random(1).sample(labels, len(labels)))
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def rows(shape: Shape) -> list[tuple[list[int], list[int], list[int]]]:
@@ -126,19 +161,31 @@ def text(tokens: list[int]) -> str:
     return " ".join(f"w{token}" for token in tokens)
 
 
-def products(shape: Shape) -> float:
-    """Floating-point operations of the matrix products DPO needs for all rows, a shared prompt counted once."""
+def trees(shape: Shape, method: Method) -> list[tuple[list[int], list[list[int]]]]:
+    """Prompts with the answers that share them, as the method's rows have them."""
+    whole = rows(shape)
+    if method.rows == "labels":
+        return [(prompt, [answer]) for prompt, *answers in whole for answer in answers]
+    return [(prompt, answers[:1] if method.rows == "demonstrations" else answers) for prompt, *answers in whole]
+
+
+def num_rows(shape: Shape, method: Method) -> int:
+    return shape.pairs * (2 if method.rows == "labels" else 1)
+
+
+def products(shape: Shape, method: Method) -> float:
+    """Floating-point operations of the matrix products needed for all rows, a shared prompt counted once."""
     head = shape.width // shape.heads
     layer = 2 * shape.width * head * (shape.heads + shape.key_heads) + 3 * shape.width * shape.inner
     total = 0.0
-    for prompt, *answers in rows(shape):
+    for prompt, answers in trees(shape, method):
         sizes = [len(answer) + 1 for answer in answers]  # with its end-of-sequence token
         pairs_seen = len(prompt) * (len(prompt) + 1) / 2
         pairs_seen += sum(size * len(prompt) + size * (size + 1) / 2 for size in sizes)
         forward = 2 * shape.layers * layer * (len(prompt) + sum(sizes))
         forward += 2 * shape.layers * 2 * shape.heads * head * pairs_seen
-        forward += 2 * VOCABULARY * shape.width * sum(sizes)
-        total += 4 * forward
+        forward += 2 * VOCABULARY * shape.width * sum(sizes) * method.head
+        total += method.forwards * forward
     return total
 
 
@@ -167,15 +214,19 @@ def peak_gigabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def run_prefopt(shape: Shape, folder: Path, precision: str, setting: dict[str, Any]) -> dict[str, float]:
+def run_prefopt(name: str, shape: Shape, folder: Path, precision: str, setting: dict[str, Any]) -> dict[str, float]:
     import prefopt
+    from prefopt.objectives import EVERY
 
+    method, objective = METHODS[name], EVERY[name]()
+    if objective.facts.reference and not objective.facts.live:
+        setting = {"cache_dir": str(folder / f"cache-{time.time_ns()}"), **setting}
     precision = precision.removeprefix("all-")
     rate = product_rate(precision)
     result = prefopt.train(
-        objective=prefopt.DPO(beta=0.1),
+        objective=objective,
         model=str(folder / "model"),
-        data=str(folder / "pairs.jsonl"),
+        data=str(folder / f"{method.rows}.jsonl"),
         out=str(folder / f"prefopt-{time.time_ns()}"),
         dtype=precision,
         batch_size=shape.update,
@@ -184,26 +235,25 @@ def run_prefopt(shape: Shape, folder: Path, precision: str, setting: dict[str, A
         learning_rate=1e-6,
         schedule="constant",
         warmup=0.0,
-        cache_dir=str(folder / f"cache-{time.time_ns()}"),
         preflight="off",
         **setting,
     )
     seconds = result.summary["seconds"]["reference"] + result.summary["seconds"]["training"]
     return {
-        "pairs_per_second": shape.pairs / seconds,
+        "rows_per_second": num_rows(shape, method) / seconds,
         "peak_gb": peak_gigabytes(),
-        "share": products(shape) / seconds / rate,
+        "share": products(shape, method) / seconds / rate,
         "product_rate": rate,
         "loss": result.summary["start"]["loss"],
     }
 
 
-def run_profile(shape: Shape, folder: Path, precision: str, setting: dict[str, Any]) -> dict[str, Any]:
+def run_profile(name: str, shape: Shape, folder: Path, precision: str, setting: dict[str, Any]) -> dict[str, Any]:
     """Where a run's time goes: operators and their share of it, the ten largest."""
     from torch.profiler import profile
 
     with profile() as recorded:
-        found = run_prefopt(shape, folder, precision, setting)
+        found = run_prefopt(name, shape, folder, precision, setting)
     averages = recorded.key_averages()
     whole = sum(entry.self_cpu_time_total + entry.self_device_time_total for entry in averages)
     largest = sorted(averages, key=lambda entry: -(entry.self_cpu_time_total + entry.self_device_time_total))[:10]
@@ -211,45 +261,73 @@ def run_profile(shape: Shape, folder: Path, precision: str, setting: dict[str, A
     return {**found, "profile": shares}
 
 
-def run_trl(shape: Shape, folder: Path, precision: str, setting: dict[str, Any]) -> dict[str, float]:
+def trl_trainer(name: str, folder: Path, dtype: Any, data: Any, common: dict[str, Any]) -> Any:
+    """TRL's trainer for the method, on the model in `folder`."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    def model(kind: Any = AutoModelForCausalLM, **options: Any) -> Any:
+        return kind.from_pretrained(folder / "model", dtype=dtype, **options)
+
+    rest = {"train_dataset": data, "processing_class": AutoTokenizer.from_pretrained(folder / "model")}
+    if name == "dpo":
+        from trl import DPOConfig, DPOTrainer
+
+        return DPOTrainer(model=model(), ref_model=model(), args=DPOConfig(max_length=None, **common), **rest)
+    if name == "kto":
+        from trl import KTOConfig, KTOTrainer
+
+        return KTOTrainer(model=model(), ref_model=model(), args=KTOConfig(max_length=None, **common), **rest)
+    if name == "orpo":
+        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+        return ORPOTrainer(model=model(), args=ORPOConfig(max_length=4096, **common), **rest)
+    if name == "sft":
+        from trl import SFTConfig, SFTTrainer
+
+        return SFTTrainer(model=model(), args=SFTConfig(max_length=None, **common), **rest)
+    from trl import RewardConfig, RewardTrainer
+
+    scorer = model(AutoModelForSequenceClassification, num_labels=1)
+    return RewardTrainer(model=scorer, args=RewardConfig(max_length=None, **common), **rest)
+
+
+def run_trl(name: str, shape: Shape, folder: Path, precision: str, setting: dict[str, Any]) -> dict[str, float]:
     import torch
     from datasets import load_dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import DPOConfig, DPOTrainer
 
-    dtype = getattr(torch, setting["weights"])
-    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype)
-    reference = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype)
-    limit = setting.get("pairs", shape.pairs)
-    data = load_dataset("json", data_files=str(folder / "pairs.jsonl"), split="train").select(range(limit))
-    options = DPOConfig(
-        output_dir=str(folder / "trl"),
-        per_device_train_batch_size=setting["rows"],
-        gradient_accumulation_steps=shape.update // setting["rows"],
-        gradient_checkpointing=setting["checkpointing"],
-        bf16=setting["autocast"],
-        use_cpu=not torch.cuda.is_available(),
-        max_length=None,
-        learning_rate=1e-6,
-        lr_scheduler_type="constant",
-        num_train_epochs=1,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    trainer = DPOTrainer(model=model, ref_model=reference, args=options, train_dataset=data, processing_class=tokenizer)
+    method = METHODS[name]
+    limit = setting.get("limit", num_rows(shape, method))
+    data = load_dataset("json", data_files=str(folder / f"{method.rows}.jsonl"), split="train").select(range(limit))
+    common = {
+        "output_dir": str(folder / "trl"),
+        "per_device_train_batch_size": setting["rows"],
+        "gradient_accumulation_steps": shape.update // setting["rows"],
+        "gradient_checkpointing": setting["checkpointing"],
+        "bf16": setting["autocast"],
+        "use_cpu": not torch.cuda.is_available(),
+        "learning_rate": 1e-6,
+        "lr_scheduler_type": "constant",
+        "num_train_epochs": 1,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    trainer = trl_trainer(name, folder, getattr(torch, setting["weights"]), data, common)
     began = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - began
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"pairs_per_second": limit / seconds, "peak_gb": peak_gigabytes(), "loss": losses[0]}
+    return {"rows_per_second": limit / seconds, "peak_gb": peak_gigabytes(), "loss": losses[0]}
 
 
-def measure(library: str, name: str, folder: Path, precision: str, setting: dict[str, Any]) -> dict[str, Any] | None:
+def measure(
+    library: str, method: str, name: str, folder: Path, precision: str, setting: dict[str, Any]
+) -> dict[str, Any] | None:
     """One measurement in a process of its own; None, with the reason printed, if it failed."""
-    order = json.dumps({"library": library, "shape": name, "folder": str(folder), "p": precision, "setting": setting})
+    order = json.dumps(
+        {"library": library, "method": method, "shape": name, "folder": str(folder), "p": precision, "setting": setting}
+    )
     done = subprocess.run([sys.executable, __file__, "--one", order], capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
@@ -257,7 +335,7 @@ def measure(library: str, name: str, folder: Path, precision: str, setting: dict
         return None
     found: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
     print(
-        f"  {library:<8} {found['pairs_per_second']:7.3f} pairs/s  {found['peak_gb']:6.2f} GB"
+        f"  {library:<8} {found['rows_per_second']:7.3f} rows/s  {found['peak_gb']:6.2f} GB"
         + (f"  share {found['share']:.0%}" if "share" in found else "")
         + f"  first loss {found['loss']:.4f}  {setting}",
         flush=True,
@@ -265,48 +343,50 @@ def measure(library: str, name: str, folder: Path, precision: str, setting: dict
     return found
 
 
-def compare(name: str, precision: str, rounds: int, settings: int | None) -> dict[str, Any]:
-    """Both libraries on one shape: TRL's best setting found, then turns."""
+def compare(method: str, name: str, precision: str, rounds: int, settings: int | None) -> dict[str, Any]:
+    """Both libraries on one method and shape: TRL's best setting found, then turns."""
     shape = SHAPES[name]
-    print(f"{name}, {precision}, {shape.pairs} pairs, {shape.update} per update", flush=True)
+    print(f"{method}, {name}, {precision}, {shape.pairs} pairs, {shape.update} rows per update", flush=True)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         subprocess.run([sys.executable, __file__, "--build", name, place], check=True)
         tried = []
         candidates = SETTINGS[precision][:settings]
         for setting in candidates if len(candidates) > 1 else []:
-            found = measure("trl", name, folder, precision, {**setting, "pairs": shape.update})
-            tried += [] if found is None else [(found["pairs_per_second"], setting, found)]
+            found = measure("trl", method, name, folder, precision, {**setting, "limit": shape.update})
+            tried += [] if found is None else [(found["rows_per_second"], setting, found)]
         best = max(tried, key=lambda item: item[0])[1] if tried else candidates[0]
         print(f"  best of TRL's settings: {best}", flush=True)
         ours, theirs = [], []
         for _ in range(rounds):
-            ours.append(measure("prefopt", name, folder, precision, {}))
-            theirs.append(measure("trl", name, folder, precision, best))
+            ours.append(measure("prefopt", method, name, folder, precision, {}))
+            theirs.append(measure("trl", method, name, folder, precision, best))
     if None in ours or None in theirs:
         raise SystemExit("a measurement failed; nothing was written")
 
     def median(results: list[Any], key: str) -> float:
         return statistics.median(result[key] for result in results)
 
-    ratios = [a["pairs_per_second"] / b["pairs_per_second"] for a, b in zip(ours, theirs, strict=True)]
+    ratios = [a["rows_per_second"] / b["rows_per_second"] for a, b in zip(ours, theirs, strict=True)]
     result = {
+        "method": method,
         "shape": name,
         "precision": precision,
         "model": asdict(shape),
-        "prefopt": {key: median(ours, key) for key in ("pairs_per_second", "peak_gb", "share", "product_rate")},
-        "trl": {**{key: median(theirs, key) for key in ("pairs_per_second", "peak_gb")}, "setting": best},
+        "prefopt": {key: median(ours, key) for key in ("rows_per_second", "peak_gb", "share", "product_rate")},
+        "trl": {**{key: median(theirs, key) for key in ("rows_per_second", "peak_gb")}, "setting": best},
         "trl_tried": [{"setting": setting, **found} for _, setting, found in tried],
         "speed_ratio": statistics.median(ratios),
         "speed_ratios": ratios,
         "memory_ratio": median(ours, "peak_gb") / median(theirs, "peak_gb"),
         "share": median(ours, "share"),
     }
-    result["missed"] = [key for key, wanted in TARGETS[name].items() if not met(key, result[key], wanted)]
+    targets = (METHODS[method].targets or TARGETS).get(name, {})
+    result["missed"] = [key for key, wanted in targets.items() if not met(key, result[key], wanted)]
     if result["missed"]:
         with tempfile.TemporaryDirectory() as place:
             subprocess.run([sys.executable, __file__, "--build", name, place], check=True)
-            found = measure("profile", name, Path(place), precision, {})
+            found = measure("profile", method, name, Path(place), precision, {})
         result["profile"] = None if found is None else found["profile"]
     return result
 
@@ -324,10 +404,11 @@ def versions() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", default=["dpo"], help=f"of {', '.join(METHODS)}; default: dpo")
     parser.add_argument("--shapes", nargs="+", default=None, choices=SHAPES, help="default: 15M 135M, on a GPU 0.5B")
     parser.add_argument("--precisions", nargs="+", default=["bfloat16", "all-bfloat16"], choices=SETTINGS)
     parser.add_argument("--rounds", type=int, default=2, help="turns of each library")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default: results/dpo.json, or offline.json")
     parser.add_argument("--append", action="store_true", help="keep the results already in --out")
     parser.add_argument("--settings", type=int, default=None, help="try only the first so many of TRL's settings")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -338,26 +419,33 @@ def main() -> None:
     if given.one:
         order = json.loads(given.one)
         worker = {"prefopt": run_prefopt, "profile": run_profile, "trl": run_trl}[order["library"]]
-        found = worker(SHAPES[order["shape"]], Path(order["folder"]), order["p"], order["setting"])
+        found = worker(order["method"], SHAPES[order["shape"]], Path(order["folder"]), order["p"], order["setting"])
         return print("RESULT " + json.dumps(found))
     import torch
 
     shapes = given.shapes or (["0.5B"] if torch.cuda.is_available() else ["15M", "135M"])
     results = [
-        compare(name, precision, given.rounds, given.settings) for precision in given.precisions for name in shapes
+        compare(method, name, precision, given.rounds, given.settings)
+        for method in given.methods
+        for precision in given.precisions
+        for name in shapes
     ]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    given.out.parent.mkdir(parents=True, exist_ok=True)
+    out = given.out or RESULTS / ("dpo.json" if given.methods == ["dpo"] else "offline.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
     if given.append:
-        results = json.loads(given.out.read_text(encoding="utf-8"))["results"] + results
+        results = json.loads(out.read_text(encoding="utf-8"))["results"] + results
     report = {"device": device, "versions": versions(), "results": results}
-    given.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{'shape':<6} {'precision':<12} {'prefopt':>9} {'TRL':>9} {'ratio':>6}  {'memory':>16} {'share':>6}")
+    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(
+        f"\n{'method':<7} {'shape':<6} {'precision':<12} {'prefopt':>9} {'TRL':>9} {'ratio':>6}  {'memory':>16} "
+        f"{'share':>6}"
+    )
     for r in results:
         memory = f"{r['prefopt']['peak_gb']:.2f}/{r['trl']['peak_gb']:.2f} GB {r['memory_ratio']:.2f}x"
         print(
-            f"{r['shape']:<6} {r['precision']:<12} {r['prefopt']['pairs_per_second']:>9.3f} "
-            f"{r['trl']['pairs_per_second']:>9.3f} {r['speed_ratio']:>5.1f}x  {memory} {r['share']:>6.0%}"
+            f"{r['method']:<7} {r['shape']:<6} {r['precision']:<12} {r['prefopt']['rows_per_second']:>9.3f} "
+            f"{r['trl']['rows_per_second']:>9.3f} {r['speed_ratio']:>5.1f}x  {memory} {r['share']:>6.0%}"
         )
         if r["missed"]:
             print(f"       below its target: {', '.join(r['missed'])}; time goes to")
