@@ -53,8 +53,8 @@ class DPO:
         "keep only pairs whose difference is clear. "
         "Answers grow longer: the chosen answers are longer, and the loss cannot tell length from quality; balance the "
         "lengths in the data. "
-        "Samples are not in the form of the data from the start: the model was never taught it; run `sft` on the chosen "
-        "answers first.",
+        "Samples are not in the form of the data from the start: the model was never taught it; run `sft` on the "
+        "chosen answers first.",
     )
 
     def __post_init__(self) -> None:

@@ -21,11 +21,11 @@ class SFT:
         data="demonstrations",
         source="cross-entropy (maximum likelihood)",
         learning_rate=2e-5,
-        healthy="`nll` falls fast at first, then slowly, on held-out rows (`eval/nll`) too. The mean is over tokens, so "
-        "a long answer weighs more than a short one.",
+        healthy="`nll` falls fast at first, then slowly, on held-out rows (`eval/nll`) too. The mean is over tokens, "
+        "so a long answer weighs more than a short one.",
         failures="`eval/nll` turns up while `nll` still falls: the run memorises its rows; take fewer epochs, or "
         "`keep=best` with `eval_every`. "
-        "`nll` starts far above 3 nats a token: the text does not fit the model, often a wrong chat template; look at "
+        "`nll` of a pretrained model starts far above 3: the text does not fit the model, often a wrong chat template; look at "
         "the rows that a dry run shows. "
         "The model no longer does what it could before: the rate is too high or the rows too alike; a lower "
         "`learning_rate`, an adapter (`lora_rank=16`), or other kinds of rows mixed in. "
