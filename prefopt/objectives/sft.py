@@ -25,8 +25,8 @@ class SFT:
         "so a long answer weighs more than a short one.",
         failures="`eval/nll` turns up while `nll` still falls: the run memorises its rows; take fewer epochs, or "
         "`keep=best` with `eval_every`. "
-        "`nll` of a pretrained model starts far above 3: the text does not fit the model, often a wrong chat template; look at "
-        "the rows that a dry run shows. "
+        "`nll` of a pretrained model starts far above 3: the text does not fit the model, often a wrong chat template; "
+        "look at the rows that a dry run shows. "
         "The model no longer does what it could before: the rate is too high or the rows too alike; a lower "
         "`learning_rate`, an adapter (`lora_rank=16`), or other kinds of rows mixed in. "
         "Answers do not end: the answers were cut before their end token; raise `max_length`, or drop long rows.",
