@@ -2,14 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 VENV_STAMP := .venv/.installed
+PARITY_STAMP := .venv-parity/.installed
 
-.PHONY: quickstart test check lint types format bench-dpo bench-offline clean
+.PHONY: quickstart test parity check lint types format bench-dpo bench-offline clean
 
 quickstart: $(VENV_STAMP)  ## a model from nothing, SFT, then DPO, and what changed
 	$(BIN)/prefopt quickstart
 
 test: $(VENV_STAMP)  ## every test; one thread: the models are tiny, and threads that wait for each other cost more
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q
+
+parity: $(PARITY_STAMP)  ## loss and gradient of every row beside TRL's own trainers, in an environment of its own
+	OMP_NUM_THREADS=1 .venv-parity/bin/pytest -q tests/parity
 
 check: lint types test  ## what a change must pass
 
@@ -31,12 +35,20 @@ bench-offline: $(VENV_STAMP)  ## the same for KTO, ORPO, SFT and the reward mode
 	$(BIN)/python benchmarks/offline.py kto orpo sft reward --shapes 15M --precisions bfloat16
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-parity build dist .mypy_cache .ruff_cache .pytest_cache
 
-$(VENV_STAMP): pyproject.toml constraints.txt
+# $(1): its folder, $(2): the group of optional dependencies it gets
+define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "prefopt needs Python 3.11 or newer and $(PYTHON) is older or missing; try: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv || { \
-	  echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf .venv; exit 1; }
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(1) || { \
+	  echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf $(1); exit 1; }
+	$(1)/bin/python -m pip install -q -c constraints.txt -e ".[$(2)]"
 	@touch $@
+endef
+
+$(VENV_STAMP): pyproject.toml constraints.txt
+	$(call environment,.venv,dev)
+
+$(PARITY_STAMP): pyproject.toml constraints.txt
+	$(call environment,.venv-parity,parity)
