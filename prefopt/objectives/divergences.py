@@ -1,0 +1,50 @@
+"""The reward that a log-ratio stands for when the distance from the reference is another f-divergence: f'(ratio).
+
+x = log p - log p_reference of a completion, nats. Constants, which cancel in a pair, are such that f'(1) = 0: the
+reward starts at 0. Its slope in x is 1 there, but for js, where it is 1/2.
+Wang et al. 2023, arXiv:2309.16240.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+STEEPEST = 30.0  # e^30: a norm over gradients of this size is still finite in float32
+
+
+def exp(x: Tensor) -> Tensor:
+    """e^x, continued by its tangent above `STEEPEST`: finite, and with a gradient that still points the right way."""
+    near = x.clamp(max=STEEPEST)
+    return near.exp() + math.exp(STEEPEST) * (x - near)
+
+
+def reverse_kl(x: Tensor, alpha: float) -> Tensor:
+    """x."""
+    return x
+
+
+def forward_kl(x: Tensor, alpha: float) -> Tensor:
+    """1 - e^-x."""
+    return 1 - exp(-x)
+
+
+def js(x: Tensor, alpha: float) -> Tensor:
+    """log(2 e^x / (1 + e^x)): at most log 2 however likely a completion becomes."""
+    return math.log(2) + F.logsigmoid(x)
+
+
+def alpha(x: Tensor, alpha: float) -> Tensor:
+    """(1 - e^(-alpha x)) / alpha: towards reverse KL as alpha falls to 0, forward KL at alpha = 1."""
+    return (1 - exp(-alpha * x)) / alpha
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "reverse_kl": reverse_kl,
+    "forward_kl": forward_kl,
+    "js": js,
+    "alpha": alpha,
+}

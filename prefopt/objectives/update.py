@@ -1,0 +1,61 @@
+"""What a loss needs of a whole update, over all processes: log-probs without gradient, and every prompt's numbers.
+
+Letters: G prompts of this process, E prompts of all processes, K completion tokens, C numbers of a prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prefopt import ranks
+from prefopt.batch import Batch
+from prefopt.budget import Budget
+from prefopt.objectives.facts import Models
+
+PASS_TOKENS = 2048  # no gradient is kept, so a pass needs less memory than one of training of this size
+
+
+def policy_logp(batch: Batch, models: Models) -> Tensor:
+    """Log-probs of the completion tokens under the policy as it is now, without gradient, [K] nats.
+
+    In passes of a fixed number of tokens; every process runs as many as the others, as sharded weights need.
+    """
+    with torch.no_grad():
+        passes = Budget(PASS_TOKENS, together=True).passes(batch, (), PASS_TOKENS)
+        scored = [(models.policy(part).logp, counts) for part, _, counts in passes]
+    return torch.cat([logp for logp, counts in scored if counts])
+
+
+class Everyone(NamedTuple):
+    """values [E, C] of all processes, by rank; own: which of them are this process's."""
+
+    values: Tensor
+    own: slice
+
+
+def everyone(batch: Batch, values: Tensor) -> Everyone:
+    """The numbers [G, C] of each prompt, from all processes, each prompt of the update once.
+
+    An update with fewer prompts than processes gives the others its first prompt again, which must count nothing: such
+    a copy is left out, and its process told that the first prompt is its own.
+    """
+    shares = ranks.gather((_name(batch), values.detach().cpu()))
+    while len(shares) > 1 and shares[-1][0] == shares[0][0]:
+        shares.pop()
+    rank = ranks.rank() if ranks.rank() < len(shares) else 0
+    start = sum(len(share) for _, share in shares[:rank])
+    together = torch.cat([share for _, share in shares]).to(values.device)
+    return Everyone(together, slice(start, start + len(shares[rank][1])))
+
+
+def _name(batch: Batch) -> bytes:
+    """A digest of the prompts and completions."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (batch.prompts, batch.completions):
+        for x in (part.lengths, part.values):
+            digest.update(x.cpu().numpy().tobytes())
+    return digest.digest()
