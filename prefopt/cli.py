@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import json
 import os
-import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prefopt import config
+from prefopt import catalogue, config
 from prefopt.records import InputError, plain
 
 STOPPED, USER_ERROR, INTERRUPTED = 1, 2, 130
@@ -26,9 +22,11 @@ Preference optimisation of language models.
   prefopt quickstart                     a model from nothing, SFT, then DPO, and what changed; a few minutes
   prefopt train OBJECTIVE|RECIPE ...     train a model on a preference file
   prefopt sample --model DIR ...         what a model says
+  prefopt objectives [NAME]              what there is to train with, and which to choose; all about one
+  prefopt explain [METRIC]               what a logged number means, and what healthy looks like
   prefopt --version
 
-`prefopt train --help` lists the objectives, `prefopt train dpo --help` the options of one."""
+`prefopt train dpo --help` lists the options of a run."""
 
 TRAIN = """\
 prefopt train OBJECTIVE --model DIR --data FILE --out RUN [key=value ...]
@@ -62,6 +60,22 @@ prefopt sample --model DIR --data FILE [key=value ...]
   --json                 print the same JSON lines on stdout
 
 Options such as dtype=bfloat16 or chat_template=FILE are those of `prefopt train`."""
+
+OBJECTIVES = """\
+prefopt objectives [NAME] [--json]
+
+Without a name: which objective fits what you have, and a table of all of them. With one: its formula, what it needs,
+its options, what healthy metrics look like, how it goes wrong, and the command to start with.
+
+  --json    the same as JSON, on stdout"""
+
+EXPLAIN = """\
+prefopt explain [METRIC] [--json]
+
+What a number in metrics.jsonl is: definition, unit, which way is better, what healthy looks like, and how to read it.
+`eval/NAME` is NAME on held-out rows. Without a name: all of them, one line each.
+
+  --json    the same as JSON, on stdout"""
 
 # Flag -> the option it is another spelling of.
 TRAIN_FLAGS = {"model": "model", "data": "data", "eval_data": "eval_data", "out": "out"}
@@ -309,8 +323,10 @@ def figure(value: Any) -> str:
 
 
 def train_overview() -> str:
-    rows = [f"  {name:<8} {source.title} ({source.data})" for name, source in config.objectives().items()]
-    return "\n".join([TRAIN, "", "Objectives; `prefopt train NAME --help` lists the options of one:", *rows])
+    there = config.objectives()
+    rows = [f"  {name:<8} {there[name].facts['title']} ({there[name].facts['data']})" for name in catalogue.names()]
+    listed = "Objectives; `prefopt objectives` helps to choose, `prefopt train NAME --help` lists the options of one:"
+    return "\n".join([TRAIN, "", listed, *rows])
 
 
 def train_help(objective: str) -> str:
@@ -318,10 +334,12 @@ def train_help(objective: str) -> str:
     if objective.endswith(RECIPE_SUFFIXES):
         return train_overview()
     sections = config.sections(objective)
-    source = config.objectives()[objective]
+    facts, width = config.objectives()[objective].facts, catalogue.terminal_width()
     lines = [
-        f"{source.title} ({source.source})",
-        f"Learns from {source.data}. Learning rate unless set: {source.learning_rate}.",
+        f"{facts['title']} ({facts['source']})",
+        *catalogue.wrapped(f"Learns from {facts['data']}: {catalogue.DATA[facts['data']]}.", 0, width),
+        f"Learning rate unless set: {catalogue.rate(facts['learning_rate'])}.",
+        f"`prefopt objectives {objective}` has the formula, healthy metrics and known failures.",
         "",
         TRAIN.replace("OBJECTIVE", objective, 1),
     ]
@@ -330,37 +348,41 @@ def train_help(objective: str) -> str:
         if option.section != section:
             section = option.section
             lines += ["", section]
-        lines += option_lines(option)
+        lines += catalogue.option_lines(option, width)
     return "\n".join(lines)
 
 
-def option_lines(option: config.Option) -> list[str]:
-    """`key=default   type` and the comment below, wrapped to the terminal."""
-    width = min(shutil.get_terminal_size().columns, 110)
-    head = f"  {option.key}={written(option.default)}"
-    lines = [f"{head:<40}  {kind_in_words(option.type)}" + ("" if option.default else ", required")]
-    comment = re.sub(r"\bNone\b", "null", option.comment)
-    return lines + textwrap.wrap(comment, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+# ---------------------------------------------------------------- objectives and metrics, explained
 
 
-def written(default: str) -> str:
-    """A default as one would type it: Python's `None`, `'linear'` become `null`, `linear`; nothing where required."""
-    try:
-        value = ast.literal_eval(default)
-    except (ValueError, SyntaxError):
-        return default
-    if value is None or isinstance(value, bool):
-        return config.shown(value)
-    return value if isinstance(value, str) else default
+def objectives(words: list[str]) -> None:
+    """Show all objectives, or one."""
+    look_up("objectives", OBJECTIVES, words, catalogue.objective_data, catalogue.objective_page)
 
 
-def kind_in_words(kind: str) -> str:
-    """A type's source in a reader's words: `float | None` is `number or null`."""
-    kind = re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", "").replace('"', ""), kind)
-    kind = kind.replace(" | ", " or ")
-    words = {"float": "number", "int": "whole number", "str": "text", "bool": "true or false", "None": "null"}
-    words |= {"Path": "path", "dict": "mapping", "tuple": "list", "...": "any number"}
-    return re.sub(r"\w+|\.\.\.", lambda found: words.get(found[0], found[0]), kind)
+def explain(words: list[str]) -> None:
+    """Show all metrics, or one."""
+    look_up("explain", EXPLAIN, words, catalogue.metric_data, catalogue.metric_page)
+
+
+def look_up(
+    command: str,
+    help_text: str,
+    words: list[str],
+    data: Callable[[str | None], dict[str, Any]],
+    page: Callable[[str | None, int], str],
+) -> None:
+    """Print the page of a name, or of all without one; with --json its data."""
+    parser = Parser(command, help_text)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--json", action="store_true")
+    given = parser.read(words)
+    if given.help:
+        return say(help_text)
+    if len(given.words) > 1:
+        raise InputError(f"{parser.prog}: one name at a time, got {' '.join(given.words)}")
+    name = given.words[0] if given.words else None
+    say(as_json(data(name)) if given.json else page(name, catalogue.terminal_width()))
 
 
 # ---------------------------------------------------------------- dry run
@@ -565,4 +587,10 @@ answers (DPO), and shows what changed on held-out prompts. A few minutes on two 
         say(as_json(summary))
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"train": train, "sample": sample, "quickstart": quickstart}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "sample": sample,
+    "objectives": objectives,
+    "explain": explain,
+    "quickstart": quickstart,
+}

@@ -67,13 +67,14 @@ class Option(NamedTuple):
 
 
 class ObjectiveSource(NamedTuple):
-    """What help says of an objective, read from its source: `section` is "module:Class"."""
+    """What help says of an objective, read from its source.
+
+    section: "module:Class". formula: the class's docstring. facts: the arguments of its `Facts`, with their defaults.
+    """
 
     section: str
-    title: str
-    data: str
-    source: str
-    learning_rate: str
+    formula: str
+    facts: Mapping[str, Any]
 
 
 # ---------------------------------------------------------------- reading values
@@ -349,12 +350,16 @@ def located(place: str, key: str, message: str) -> str:
 
 
 def unknown(key: str, valid: Iterable[str], sections: Mapping[str, Section]) -> str:
-    """Why `key` is no option: it belongs to another objective, or is misspelt, and then the nearest valid one."""
+    """Why `key` is no option: it belongs to other objectives, or is misspelt, and then the nearest valid one."""
     mine = class_name(sections["objective"]) if "objective" in sections else None
-    for name, objective in objectives().items():
-        rows = describe({"objective": objective.section})
-        if class_name(objective.section) != mine and key in [row.key for row in rows]:
-            return f"not an option here; it belongs to the objective {name}"
+    others = [
+        name
+        for name, objective in objectives().items()
+        if class_name(objective.section) != mine
+        and key in [row.key for row in describe({"objective": objective.section})]
+    ]
+    if others:
+        return f"not an option here; it belongs to {', '.join(others)}"
     near = nearest(key, valid)
     hint = f"did you mean {near}?" if near else "`prefopt train OBJECTIVE --help` lists them all"
     return f"unknown option; {hint}"
@@ -411,24 +416,38 @@ def class_name(section: Section) -> str:
 @functools.cache
 def objectives() -> dict[str, ObjectiveSource]:
     """Name -> what help says of it, read from the `facts` in prefopt/objectives without importing them (torch)."""
+    defaults = {
+        row.key: ast.literal_eval(row.default)
+        for row in describe({"": "prefopt.objectives.facts:Facts"})
+        if row.default
+    }
     found = {}
     for file in sorted((PACKAGE / "objectives").glob("*.py")):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             facts = _facts(node) if isinstance(node, ast.ClassDef) else {}
             if facts and isinstance(node, ast.ClassDef):
-                words = (str(facts.get(key, "")) for key in ("title", "data", "source", "learning_rate"))
-                found[facts["name"]] = ObjectiveSource(f"prefopt.objectives.{file.stem}:{node.name}", *words)
+                section = f"prefopt.objectives.{file.stem}:{node.name}"
+                found[facts["name"]] = ObjectiveSource(section, ast.get_docstring(node) or "", {**defaults, **facts})
     return found
 
 
 def _facts(node: ast.ClassDef) -> dict[str, Any]:
-    """The literal arguments of the class's `facts: ClassVar[Facts] = Facts(...)`; empty if it has none."""
+    """The arguments of the class's `facts: ClassVar[Facts] = Facts(...)`; empty if it has none.
+
+    ValueError on one that is no literal: help could not show it.
+    """
     for statement in node.body:
         match statement:
             case ast.AnnAssign(target=ast.Name(id="facts"), value=ast.Call(keywords=words)):
-                constants = {word.arg or "": word.value for word in words if isinstance(word.value, ast.Constant)}
-                return {key: constant.value for key, constant in constants.items()}
+                return {word.arg or "": _literal(f"{node.name}.facts.{word.arg}", word.value) for word in words}
     return {}
+
+
+def _literal(name: str, value: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        raise ValueError(f"{name} must be a literal, got {ast.unparse(value)}; help reads it unimported") from None
 
 
 def describe(sections: Mapping[str, Section]) -> list[Option]:
