@@ -320,7 +320,7 @@ def test_the_objectives_found_in_the_source_are_those_of_the_table() -> None:
 def test_an_unknown_objective_names_the_nearest() -> None:
     with pytest.raises(InputError, match=r"'dop' is not one; did you mean dpo\?"):
         config.sections("dop")
-    with pytest.raises(InputError, match="'zebra' is not one; choose one of .*dpo, "):
+    with pytest.raises(InputError, match=r"'zebra' is not one; choose one of .*dpo, "):
         config.sections("zebra")
 
 
