@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefopt.data import load as load_data
-    from prefopt.objectives import DPO, SFT
+    from prefopt.objectives import AOT, DPO, IPO, SFT
     from prefopt.recipes.train import train
 
 __version__ = "0.1.0"
 
 # Looked up on first use: `import prefopt` must not wait for torch.
 LAZY = {
+    "AOT": "prefopt.objectives:AOT",
     "DPO": "prefopt.objectives:DPO",
+    "IPO": "prefopt.objectives:IPO",
     "SFT": "prefopt.objectives:SFT",
     "load_data": "prefopt.data:load",
     "train": "prefopt.recipes.train:train",
 }
 
-__all__ = ["DPO", "SFT", "__version__", "load_data", "train"]
+__all__ = ["AOT", "DPO", "IPO", "SFT", "__version__", "load_data", "train"]
 
 
 def __getattr__(name: str) -> Any:
