@@ -1,0 +1,33 @@
+"""The enumerable bench: small worlds whose every completion, probability and reward is known exactly."""
+
+from prefopt.bench.examples import Judge, demonstrations, labels, pairs, ratings, steps
+from prefopt.bench.measures import Measure, Point, best_at, best_of, frontier, measure, point, regret, tilted
+from prefopt.bench.space import Lookup, Space, exact_logp
+from prefopt.bench.training import Run, Training, run
+from prefopt.bench.worlds import World, world
+
+__all__ = [
+    "Judge",
+    "Lookup",
+    "Measure",
+    "Point",
+    "Run",
+    "Space",
+    "Training",
+    "World",
+    "best_at",
+    "best_of",
+    "demonstrations",
+    "exact_logp",
+    "frontier",
+    "labels",
+    "measure",
+    "pairs",
+    "point",
+    "ratings",
+    "regret",
+    "run",
+    "steps",
+    "tilted",
+    "world",
+]
