@@ -18,8 +18,8 @@ STEEPEST = 30.0  # e^30: a norm over gradients of this size is still finite in f
 
 def exp(x: Tensor) -> Tensor:
     """e^x, continued by its tangent above `STEEPEST`: finite, and with a gradient that still points the right way."""
-    near = x.clamp(max=STEEPEST)
-    return near.exp() + math.exp(STEEPEST) * (x - near)
+    # relu, not x - near: two gradients of size e^30 that cancel would leave nothing of a gradient of size 1
+    return x.clamp(max=STEEPEST).exp() + math.exp(STEEPEST) * F.relu(x - STEEPEST)
 
 
 def reverse_kl(x: Tensor, alpha: float) -> Tensor:
