@@ -1,13 +1,13 @@
 """TRL's own trainers beside prefopt's loop: the same token ids, the same weights, loss and gradient of every row.
 
-A trainer of TRL is built as its users build it, from rows of text and a configuration; its dataset preparation, collator
-and `compute_loss` run unchanged. prefopt runs its own update on the same rows as `Example`s. Letters: n rows.
+A trainer of TRL is built as its users build it, from rows of text and a configuration; its dataset preparation,
+collator and `compute_loss` run unchanged. prefopt runs its own update on the same rows as `Example`s.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ import pytest
 import torch
 from laws import VOCABULARY, flat_gradient, llama, one_update
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import LlamaForSequenceClassification, TrainerCallback
 
 from prefopt.batch import Batch
 from prefopt.loop import Models
 from prefopt.models.policy import Policy
+from prefopt.objectives.facts import extras
 from prefopt.records import Example
 
 trl = pytest.importorskip("trl", reason="parity needs TRL 1.16: make parity")
@@ -30,7 +31,7 @@ if not trl.__version__.startswith("1.16."):
 
 TOLERANCE = 1e-5  # of the loss, and of the gradient's norm; both sides compute in float32
 POLICY, REFERENCE = 0, 1  # seeds of two models that are far from each other
-END = 0
+END, PADDING = 0, 1
 datasets.disable_progress_bars()
 
 
@@ -38,14 +39,14 @@ datasets.disable_progress_bars()
 
 
 def word_tokenizer() -> Any:
-    """A tokenizer whose token number i is the word `w<i>`, so that any token ids can be written as text."""
+    """A tokenizer whose token number i is the word `w<i>`, so that any token ids but 1, padding, can be text."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {"</s>": END, "<unk>": 1} | {f"w{i}": i for i in range(2, VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    vocabulary = {"</s>": END, "<pad>": PADDING} | {f"w{i}": i for i in range(2, VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>")
 
 
 def text(tokens: Sequence[int]) -> str:
@@ -95,6 +96,20 @@ def label_row(example: Example) -> dict[str, Any]:
     return completion_row(example) | {"label": example.scores[0] > 0}
 
 
+def demonstration(prompt: list[int], completion: list[int]) -> Example:
+    return Example(prompt, [completion], [1.0], [[True] * len(completion)])
+
+
+def as_demonstrations(rows: Sequence[Example]) -> list[Example]:
+    """The chosen completions of pairs."""
+    return [demonstration(example.prompt, chosen(example)) for example in rows]
+
+
+def with_prompt(rows: Sequence[Example]) -> list[Example]:
+    """The chosen completions of pairs with their prompts, all tokens but the first, as completions."""
+    return [demonstration(example.prompt[:1], example.prompt[1:] + chosen(example)) for example in rows]
+
+
 # ---------------------------------------------------------------- what both say
 
 
@@ -113,6 +128,14 @@ class Said:
 
     def times(self, factor: float) -> Said:
         return Said(self.loss * factor, self.gradient * factor)
+
+
+def mean_of(passes: Sequence[Said]) -> Said:
+    """The mean of forward passes, each of which is a mean already."""
+    total = passes[0]
+    for said in passes[1:]:
+        total = total + said
+    return total.times(1 / len(passes))
 
 
 def distance(ours: Said, theirs: Said) -> tuple[float, float]:
@@ -173,6 +196,14 @@ SETTINGS = {
 }
 
 
+def classifier(padding: int = PADDING) -> Any:
+    """A reward model: a Llama that ends in one score."""
+    torch.manual_seed(POLICY)
+    config = llama(POLICY).config
+    config.num_labels, config.pad_token_id = 1, padding
+    return LlamaForSequenceClassification(config)
+
+
 def build(kind: str, rows: list[dict[str, Any]], folder: Path, model: Any = None, **options: Any) -> Any:
     """A trainer of TRL, "DPO" for `DPOTrainer` with `DPOConfig`; options are those of its configuration."""
     home = trl
@@ -224,6 +255,20 @@ def on_pairs(kind: str, rows: list[Example], folder: Path, **options: Any) -> Pe
     return peer
 
 
+def on_ratings(rows: list[Example], folder: Path, margins: Sequence[float] = (), **options: Any) -> Peer:
+    """The reward trainer; margins: its column of that name."""
+    table = [pair_row(example) for example in rows]
+    if margins:
+        table = [row | {"margin": margin} for row, margin in zip(table, margins, strict=True)]
+    tokenizer = word_tokenizer()
+    padding = tokenizer.convert_tokens_to_ids(options.get("pad_token", "<pad>"))
+    peer = Peer(build("Reward", table, folder, classifier(padding), **options), rows)
+    for row, example in zip(peer.trainer.train_dataset, rows, strict=True):
+        assert row["chosen_ids"] == example.prompt + chosen(example)
+        assert row["rejected_ids"] == example.prompt + rejected(example)
+    return peer
+
+
 def on_completions(rows: list[Example], folder: Path, **options: Any) -> Peer:
     """The SFT trainer, which trains on the completions alone."""
     peer = Peer(build("SFT", [completion_row(example) for example in rows], folder, **options), rows)
@@ -250,6 +295,7 @@ class Ours:
     """prefopt with TRL's weights: a policy, and another model as the reference."""
 
     extras: Sequence[str] = ()
+    model: Any = None
     models: Models = field(init=False)
 
     def __post_init__(self) -> None:
@@ -259,12 +305,29 @@ class Ours:
             with torch.no_grad():
                 return frozen(batch).logp
 
-        self.models = Models(Policy(llama(POLICY), **dict.fromkeys(self.extras, True)), reference)
+        self.models = Models(Policy(self.model or llama(POLICY), **dict.fromkeys(self.extras, True)), reference)
 
     def said(self, objective: Any, rows: Sequence[Example], tokens: int = 10**9) -> Said:
         """Loss and gradient of one update on the rows, in passes of at most so many tokens."""
         seen = one_update(objective, Batch.of(rows), self.models, tokens)
         return Said(seen.metrics["loss"], seen.gradient)
+
+
+@dataclass(frozen=True)
+class Fed:
+    """An objective whose targets are changed before its loss sees them."""
+
+    objective: Any
+    change: Callable[[Any], Any]
+
+    def count(self, batch: Batch) -> Tensor:
+        return self.objective.count(batch)
+
+    def targets(self, batch: Batch, models: Any) -> Any:
+        return self.change(self.objective.targets(batch, models))
+
+    def loss(self, batch: Batch, out: Any, targets: Any) -> Any:
+        return self.objective.loss(batch, out, targets)
 
 
 def each(num: int) -> Iterator[list[int]]:
@@ -273,11 +336,11 @@ def each(num: int) -> Iterator[list[int]]:
     yield list(range(num))
 
 
-def assert_parity(peer: Peer, objective: Any, batches: Sequence[Sequence[int]] | None = None) -> None:
+def assert_parity(
+    peer: Peer, objective: Any, batches: Sequence[Sequence[int]] | None = None, ours: Ours | None = None
+) -> None:
     """Loss and gradient are TRL's on every row alone and on all of them; batches: on these instead."""
-    from prefopt.objectives.facts import extras
-
-    ours = Ours(extras(objective))
+    ours = ours or Ours(extras(objective))
     for rows in batches or list(each(len(peer.examples))):
         said = ours.said(objective, [peer.examples[row] for row in rows])
         assert_equal(said, peer.said(rows), f"rows {rows}")
