@@ -108,12 +108,20 @@ METRICS: dict[str, Metric] = {
         "negative log-likelihood of trained completion tokens, mean over tokens", "nats/token", "falls", "lower", NLL
     ),
     "rewards/chosen": Metric(
-        "beta x (logp - reference logp) of the chosen completion", "nats", "near 0; may fall", more=FALLING
+        "reward of the chosen completion; with a reference, beta x (logp - reference logp)",
+        "nats",
+        "near 0; may fall",
+        more=FALLING,
     ),
     "rewards/rejected": Metric(
-        "beta x (logp - reference logp) of the rejected completion", "nats", "falls", more=REJECTED
+        "reward of the rejected completion; with a reference, beta x (logp - reference logp)",
+        "nats",
+        "falls",
+        more=REJECTED,
     ),
-    "rewards/margins": Metric("rewards/chosen - rewards/rejected", "nats", "rises from exactly 0", "higher", MARGINS),
+    "rewards/margins": Metric(
+        "rewards/chosen - rewards/rejected", "nats", "rises; with a reference from 0", "higher", MARGINS
+    ),
     "rewards/accuracies": Metric(
         "share of pairs with a positive margin", "share", "rises; 0.6-0.8 on held-out pairs", "higher", ACCURACIES
     ),
@@ -141,6 +149,12 @@ METRICS: dict[str, Metric] = {
     "wrong_accuracy": Metric("share of wrong steps called wrong", "share", "rises from 0 after a while", "higher"),
     "mean_probability": Metric(
         "probability that a step is right, mean over steps", "share", "the share of right steps"
+    ),
+    "log_odds_chosen": Metric(
+        "log-odds of the chosen completion less those of the rejected one, of their mean log-probs per token",
+        "nats",
+        "rises slowly, behind nll",
+        "higher",
     ),
     "grad_norm": Metric("norm of the gradient before clipping", "", "steady, no jumps", more=GRAD_NORM),
     "learning_rate": Metric("step size of this update", "", "follows the schedule"),
