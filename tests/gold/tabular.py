@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from prefopt.batch import Batch, Outputs
+from prefopt.bench import measures
 from prefopt.loop import Models
 from prefopt.records import Example
 
@@ -201,17 +202,13 @@ def duel(share: float, lengths: Sequence[int] | None = None) -> Population:
 
 
 def tilted(reference: Tensor, reward: Tensor, beta: float) -> Tensor:
-    """Log of reference x exp(reward / beta) / Z; reference in logits, all [.., R].
-
-    Rafailov et al. 2023, arXiv:2305.18290, equation 4.
-    """
-    return (reference.log_softmax(-1) + reward / beta).log_softmax(-1)
+    """Logits of reference x exp(reward / beta) / Z; reference in logits, all [P, R]."""
+    return measures.tilted(reference.log_softmax(-1), reward, beta)
 
 
 def kl(logits: Tensor, other: Tensor) -> float:
-    """KL(softmax(logits) || softmax(other)) in nats, summed over prompts."""
-    left, right = logits.log_softmax(-1), other.log_softmax(-1)
-    return float((left.exp() * (left - right)).sum())
+    """KL(softmax(logits) || softmax(other)) in nats, mean over prompts."""
+    return measures.kl(logits.log_softmax(-1), other.log_softmax(-1))
 
 
 def margin(logits: Tensor, reference: Tensor) -> float:
