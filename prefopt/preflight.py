@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from prefopt.batch import Batch, Outputs
+from prefopt.models.policy import per_token
 
 SAMPLE_TOKENS = 2048
 
@@ -35,27 +36,29 @@ def sample(batch: Batch) -> Batch:
 def check_policy(policy: Any, batch: Batch) -> list[str]:
     """The policy's own identities on a few rows: two passes agree, packed equals padded; a line for each that held.
 
-    policy: has `score(batch, layout) -> Outputs`, `layout` and `model`. PreflightError on the first that fails.
+    policy: has `score(batch, layout) -> Outputs`, `layout`, `model` and `scorer`. PreflightError on the first that
+    fails.
     """
     with torch.no_grad():
-        first, again = policy(batch).logp, policy(batch).logp
+        first, again = per_token(policy(batch)), per_token(policy(batch))
+        what, unit = ("scores", "") if policy.scorer else ("log-probs", " nats")
         if not torch.isfinite(first).all():
-            raise PreflightError("the model's log-probs are not finite; try dtype: float32 or check its weights")
+            raise PreflightError(f"the model's {what} are not finite; try dtype: float32 or check its weights")
         slack, gap = rounding(first, policy.model), _gap(first, again)
         if not gap <= slack:
             raise PreflightError(
-                f"two passes over the same rows differ by {gap:.1e} nats a token: the model is random; "
+                f"two passes over the same rows differ by {gap:.1e}{unit} a token: the model is random; "
                 "switch dropout and other noise off in its config"
             )
-        passed = [f"two passes agree to {gap:.0e} nats a token"]
+        passed = [f"two passes agree to {gap:.0e}{unit} a token"]
         if policy.layout != "padded":
-            gap = _gap(first, policy.score(batch, "padded").logp)
+            gap = _gap(first, per_token(policy.score(batch, "padded")))
             if not gap <= slack:
                 raise PreflightError(
-                    f"the packed layout differs from the padded one by {gap:.1e} nats a token on this data; "
+                    f"the packed layout differs from the padded one by {gap:.1e}{unit} a token on this data; "
                     "use layout: padded, and report the model"
                 )
-            passed.append(f"packed equals padded to {gap:.0e} nats a token")
+            passed.append(f"packed equals padded to {gap:.0e}{unit} a token")
     return passed
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GPTNeoXForSequenceClassification,
+    GPTNeoXForTokenClassification,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -31,14 +34,24 @@ VOCABULARY = 29
 EVERYTHING = 10**9  # a token budget that no batch reaches
 
 
-def gpt_neox(seed: int, dtype: torch.dtype = torch.float64, **changes: Any) -> PreTrainedModel:
+# how many numbers a model says of a token or text, by what it is for
+LABELS = {"language": 0, "completion": 1, "steps": 2}
+GPT_NEOX = {
+    "language": GPTNeoXForCausalLM,
+    "completion": GPTNeoXForSequenceClassification,
+    "steps": GPTNeoXForTokenClassification,
+}
+
+
+def gpt_neox(seed: int, dtype: torch.dtype = torch.float64, head: str = "language", **changes: Any) -> PreTrainedModel:
     """Two layers with a real rotary embedding; LayerNorm keeps float64 all the way (Llama's norm does not)."""
     torch.manual_seed(seed)
+    changes = {"num_labels": LABELS[head], **changes} if LABELS[head] else changes
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     config = GPTNeoXConfig(
         vocab_size=VOCABULARY, rotary_pct=1.0, max_position_embeddings=64, initializer_range=0.4, **sizes, **changes
     )
-    return GPTNeoXForCausalLM(config).to(dtype)
+    return GPT_NEOX[head](config).to(dtype)
 
 
 def gpt2(seed: int, dtype: torch.dtype = torch.float64, dropout: float = 0.0) -> PreTrainedModel:
@@ -106,9 +119,19 @@ def rows(data: str, num: int = 5, seed: int = 0, untrained: bool = True) -> list
         completions = [tokens(2, 9) for _ in scores]
         trained = [flags(len(completion)) for completion in completions]
         examples.append(Example(tokens(1, 8), completions, list(scores), trained, f"row {number}"))
+    if data == "steps":
+        examples = [replace(example, steps=step_labels(example)) for example in examples]
     if untrained:  # at least one, whatever was drawn
         examples[0].trained[0][1] = False
     return examples
+
+
+def step_labels(example: Example) -> list[list[float]]:
+    """Steps of two tokens and the rest, right and wrong in turn, labelled at their last tokens."""
+    return [
+        [float(n // 2 % 2) if n % 2 or n == len(c) - 1 else math.nan for n in range(len(c))]
+        for c in example.completions
+    ]
 
 
 # ---------------------------------------------------------------- one update, seen from outside
@@ -154,20 +177,20 @@ def one_update(objective: Any, batch: Batch, models: Models, tokens: int = EVERY
     return Seen(watcher.gradient, metrics)
 
 
-def apart(seed: int = 0, layout: Any = "tree", extras: Sequence[str] = ()) -> Models:
-    """A policy and a reference that are far from each other: two differently drawn models."""
+def apart(seed: int = 0, layout: Any = "tree", extras: Sequence[str] = (), head: str = "language") -> Models:
+    """A policy and a reference that are far from each other: two differently drawn models. head: the policy's."""
     other = Policy(gpt_neox(seed + 100), layout)
 
     def reference(batch: Batch) -> Tensor:
         with torch.no_grad():
             return other(batch).logp
 
-    return Models(Policy(gpt_neox(seed), layout, **dict.fromkeys(extras, True)), reference)
+    return Models(Policy(gpt_neox(seed, head=head), layout, **dict.fromkeys(extras, True)), reference)
 
 
-def together(seed: int = 0, extras: Sequence[str] = ()) -> Models:
+def together(seed: int = 0, extras: Sequence[str] = (), head: str = "language") -> Models:
     """A policy that is its own reference: the start of training."""
-    policy = Policy(gpt_neox(seed), **dict.fromkeys(extras, True))
+    policy = Policy(gpt_neox(seed, head=head), **dict.fromkeys(extras, True))
     return Models(policy, lambda batch: policy(batch).logp.detach())
 
 
@@ -179,6 +202,15 @@ def logp_by_hand(model: Any, example: Example) -> list[Tensor]:
         logp = model(input_ids=ids).logits[0].log_softmax(-1)  # [tokens, V]
         first = len(example.prompt)
         found.append(torch.stack([logp[first + i - 1, token] for i, token in enumerate(completion)]))
+    return found
+
+
+def scores_by_hand(model: Any, example: Example) -> list[Tensor]:
+    """A classifier's own answers to each completion, unpadded: the score of the whole text [1], or of each token."""
+    found = []
+    for completion in example.completions:
+        logits = model.eval()(input_ids=torch.tensor([[*example.prompt, *completion]])).logits[0]
+        found.append(logits if logits.ndim == 1 else (logits[:, 1] - logits[:, 0])[len(example.prompt) :])
     return found
 
 

@@ -1,7 +1,8 @@
 """What must hold for every objective. A new one is covered by being in `prefopt.objectives.EVERY`.
 
 All in float64, on rows of unequal length, with the worse completion first every other time, tokens that are not
-trained on, and a policy far away from its reference.
+trained on, and a policy far away from its reference. What a language model says of a token is its log-prob; what a
+reward model says of it is its score.
 """
 
 from __future__ import annotations
@@ -11,12 +12,24 @@ from typing import Any
 
 import pytest
 import torch
-from laws import EVERYTHING, apart, batch_of, gpt_neox, logp_by_hand, one_update, rows, shuffled, together
+from laws import (
+    EVERYTHING,
+    apart,
+    batch_of,
+    gpt_neox,
+    logp_by_hand,
+    one_update,
+    rows,
+    scores_by_hand,
+    shuffled,
+    together,
+)
 from variants import ALL
 
 from prefopt import metrics
 from prefopt.batch import Batch, Outputs, parts
-from prefopt.models.policy import Policy
+from prefopt.loop import Models
+from prefopt.models.policy import Policy, per_token
 from prefopt.objectives.facts import extras
 
 every_objective = pytest.mark.parametrize("objective", list(ALL.values()), ids=list(ALL))
@@ -24,6 +37,27 @@ every_objective = pytest.mark.parametrize("objective", list(ALL.values()), ids=l
 
 def data_of(objective: Any, **options: Any) -> Batch:
     return batch_of(objective.facts.data, **options)
+
+
+def far(objective: Any, **options: Any) -> Models:
+    """A policy, with the head that the objective trains, and a reference that is far from it."""
+    return apart(extras=extras(objective), head=objective.facts.head, **options)
+
+
+def read(objective: Any, batch: Batch) -> torch.Tensor:
+    """The tokens whose log-prob or score the objective reads, [K]."""
+    if objective.facts.head == "language":
+        return batch.trained
+    if objective.facts.head == "steps":
+        return ~batch.steps.isnan()
+    last = torch.zeros_like(batch.trained)
+    last[batch.completions.lengths.cumsum(0) - 1] = True
+    return last
+
+
+def saying(out: Outputs, x: torch.Tensor) -> Outputs:
+    """The outputs with `x` [K] as what the model says of each token."""
+    return out._replace(logp=x) if len(out.logp) else out._replace(value=x)
 
 
 def same_update(left: Any, right: Any) -> None:
@@ -37,25 +71,27 @@ def same_update(left: Any, right: Any) -> None:
 @every_objective
 @pytest.mark.parametrize("tokens", [1, 25, 60])
 def test_token_budget_does_not_change_the_update(objective, tokens):
-    models, batch = apart(), data_of(objective)
+    models, batch = far(objective), data_of(objective)
     same_update(one_update(objective, batch, models, tokens), one_update(objective, batch, models, EVERYTHING))
 
 
 @every_objective
 def test_tree_equals_padded(objective):
     batch = data_of(objective)
-    tree, padded = (
-        one_update(objective, batch, apart(layout=layout, extras=extras(objective))) for layout in ("tree", "padded")
-    )
+    tree, padded = (one_update(objective, batch, far(objective, layout=layout)) for layout in ("tree", "padded"))
     same_update(tree, padded)
 
 
 @every_objective
 @pytest.mark.parametrize("layout", ["tree", "padded"])
-def test_log_probs_are_those_of_ordinary_forward_passes(objective, layout):
-    model, examples = gpt_neox(0), rows(objective.facts.data)
-    by_hand = torch.cat([logp for example in examples for logp in logp_by_hand(model, example)])
-    found = Policy(model, layout)(Batch.of(examples)).logp
+def test_log_probs_and_scores_are_those_of_ordinary_forward_passes(objective, layout):
+    head, examples = objective.facts.head, rows(objective.facts.data)
+    model, ordinary = gpt_neox(0, head=head), logp_by_hand if head == "language" else scores_by_hand
+    by_hand = torch.cat([x for example in examples for x in ordinary(model, example)])
+    batch = Batch.of(examples)
+    found = per_token(Policy(model, layout)(batch))
+    if head == "completion":
+        found = found[read(objective, batch)]  # the classifier says only what the whole text is worth
     assert torch.allclose(found, by_hand, rtol=0, atol=1e-12)
 
 
@@ -64,42 +100,40 @@ def test_order_of_prompts_does_not_matter(objective):
     examples = rows(objective.facts.data)
     moved = shuffled(examples)
     assert moved != examples
-    first, second = (
-        one_update(objective, Batch.of(order), apart(extras=extras(objective))) for order in (examples, moved)
-    )
+    first, second = (one_update(objective, Batch.of(order), far(objective)) for order in (examples, moved))
     same_update(first, second)
 
 
 def credit(objective: Any, batch: Batch) -> torch.Tensor:
-    """Derivative of the loss with respect to each completion token's log-prob, [K]."""
-    models = apart(extras=extras(objective))
+    """Derivative of the loss with respect to what the model says of each completion token, [K]."""
+    models = far(objective)
     with torch.no_grad():
         full, targets = models.policy(batch), objective.targets(batch, models)
-    logp = full.logp.clone().requires_grad_()
-    out = Outputs(logp, **{name: getattr(full, name) for name in extras(objective)})
-    objective.loss(batch, out, targets)[0].backward()
-    return logp.grad
+    x = per_token(full).clone().requires_grad_()
+    objective.loss(batch, saying(full, x), targets)[0].backward()
+    return x.grad
 
 
 @every_objective
 def test_untrained_tokens_get_exactly_zero_credit_and_trained_ones_do_not(objective):
     batch = data_of(objective)
-    assert not batch.trained.all()
+    which = read(objective, batch)
+    assert not which.all()
     found = credit(objective, batch)
-    assert (found[~batch.trained] == 0).all()
-    assert (found[batch.trained] != 0).all()
+    assert (found[~which] == 0).all()
+    assert (found[which] != 0).all()
 
 
 @every_objective
 def test_what_an_untrained_token_is_worth_changes_neither_loss_nor_count_nor_metrics(objective):
-    batch, models = data_of(objective), apart(extras=extras(objective))
+    batch, models = data_of(objective), far(objective)
     with torch.no_grad():
         full = models.policy(batch)
-    noise = torch.where(batch.trained, 0.0, -3.0)  # [K]
+    noise = torch.where(read(objective, batch), 0.0, -3.0)  # [K]
 
     def seen(shift: Any) -> dict[str, float]:
         reference = dataclasses.replace(models, reference=lambda part: models.reference(part) + shift)
-        out = full._replace(logp=full.logp + shift)
+        out = saying(full, per_token(full) + shift)
         loss, found = objective.loss(batch, out, objective.targets(batch, reference))
         found = {**found, "loss": loss}
         return {name: float(x.sum()) for name, x in found.items()} | {"count": float(objective.count(batch))}
@@ -107,20 +141,24 @@ def test_what_an_untrained_token_is_worth_changes_neither_loss_nor_count_nor_met
     assert seen(0.0) == pytest.approx(seen(noise))
 
 
-def positions_of_credit(batch: Batch) -> set[tuple[int, int]]:
-    """(row, column) of a padded batch that predict a trained token: one before it, counted from the prompt's start."""
+def positions_of_credit(objective: Any, batch: Batch) -> set[tuple[int, int]]:
+    """(row, column) of a padded batch whose output is read, counted from the prompt's start.
+
+    A token's log-prob is read one before it, where it is predicted; a score at the token itself.
+    """
     found, first = set(), 0
+    which, shift = read(objective, batch), int(objective.facts.head == "language")
     for n, length in enumerate(batch.completions.lengths.tolist()):
         prompt = int(batch.prompts.lengths[batch.group[n]])
-        found |= {(n, prompt + i - 1) for i in range(length) if batch.trained[first + i]}
+        found |= {(n, prompt + i - shift) for i in range(length) if which[first + i]}
         first += length
     return found
 
 
 @every_objective
-def test_only_positions_that_predict_a_trained_token_get_credit(objective):
+def test_only_positions_that_are_read_get_credit(objective):
     """Prompt tokens get none, but for the last, whose output predicts the completion's first token."""
-    batch, models = data_of(objective), apart(layout="padded", extras=extras(objective))
+    batch, models = data_of(objective), far(objective, layout="padded")
     policy: Any = models.policy
     kept: list[torch.Tensor] = []
 
@@ -133,28 +171,42 @@ def test_only_positions_that_predict_a_trained_token_get_credit(objective):
     objective.loss(batch, policy(batch), targets)[0].backward()
     handle.remove()
     gradient = kept[-1].grad  # [N, S, D]
-    assert {tuple(at) for at in gradient.abs().sum(-1).nonzero().tolist()} == positions_of_credit(batch)
+    assert {tuple(at) for at in gradient.abs().sum(-1).nonzero().tolist()} == positions_of_credit(objective, batch)
+
+
+def favoured(objective: Any, batch: Batch) -> torch.Tensor:
+    """1 for what a descent step must raise, -1 for what it must lower, 0 for what it may leave, [K].
+
+    Of a language model the log-probs of good and bad completions; of a reward model the scores of the best and the
+    worst one; of a process reward model those of right and wrong steps.
+    """
+    if objective.facts.head == "language":
+        return batch.spread(torch.where(batch.score > 0.5, 1.0, -1.0).double()) * batch.trained
+    if objective.facts.head == "steps":
+        return (2 * batch.steps - 1).nan_to_num(0.0).double()
+    best, worst = batch.score == batch.score.max(), batch.score == batch.score.min()
+    return batch.spread(best.double() - worst.double()) * read(objective, batch)
 
 
 @every_objective
 @pytest.mark.parametrize("number", range(4))
 def test_a_descent_step_favours_the_better_completion(objective, number):
-    batch, models = data_of(objective, num=4).take(number, number + 1), apart(extras=extras(objective))
+    batch, models = data_of(objective, num=4).take(number, number + 1), far(objective)
     policy: Any = models.policy
-    sign = torch.where(batch.score > 0.5, 1.0, -1.0).double()  # [N]
+    sign = favoured(objective, batch)  # [K]
     with torch.no_grad():
-        before = batch.sum_tokens(policy(batch).logp)
+        before = per_token(policy(batch))
         start = torch.nn.utils.parameters_to_vector(policy.model.parameters())
         with torch.enable_grad():
             gradient = one_update(objective, batch, models).gradient
         torch.nn.utils.vector_to_parameters(start - 1e-5 * gradient / gradient.norm(), policy.model.parameters())
-        change = batch.sum_tokens(policy(batch).logp) - before
+        change = per_token(policy(batch)) - before
     assert float(sign @ change) > 1e-7
 
 
 @every_objective
 def test_loss_is_a_sum_over_prompts(objective):
-    batch, models = data_of(objective), apart(extras=extras(objective))
+    batch, models = data_of(objective), far(objective)
     targets = objective.targets(batch, models)
     whole = objective.loss(batch, models.policy(batch), targets)[0]
     pieces = list(parts(batch, targets, 1))
@@ -168,14 +220,15 @@ def test_loss_is_a_sum_over_prompts(objective):
 def test_at_the_start_the_declared_values_hold(objective):
     if objective.facts.reference:
         assert objective.at_start(), "an objective with a reference has values that hold while the policy equals it"
-    found = one_update(objective, data_of(objective), together(extras=extras(objective))).metrics
+    models = together(extras=extras(objective), head=objective.facts.head)
+    found = one_update(objective, data_of(objective), models).metrics
     for name, expected in objective.at_start().items():
         assert found[name] == pytest.approx(expected, rel=1e-12, abs=1e-12), name
 
 
 @every_objective
 def test_metrics_are_vectors_with_registered_names(objective):
-    batch, models = data_of(objective), apart(extras=extras(objective))
+    batch, models = data_of(objective), far(objective)
     found = objective.loss(batch, models.policy(batch), objective.targets(batch, models))[1]
     for name, x in found.items():
         metrics.known(name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefopt.models.heads import LAYERS, TASKS, kind_in
 from prefopt.models.load import turn_dropout_off
 from prefopt.records import InputError
 
@@ -49,12 +50,14 @@ def adapt(model: Any, options: LoraOptions, adapter: Path | None = None) -> Any:
         adapted.set_adapter("default")
         turn_dropout_off(adapted)  # adapters bring their own, switched on
         return adapted
+    kind = kind_in([type(model).__name__])
     config = LoraConfig(
         r=options.lora_rank,
         lora_alpha=options.lora_alpha if options.lora_alpha is not None else 2 * options.lora_rank,
         lora_dropout=0.0,
         target_modules=options.lora_targets,
-        task_type="CAUSAL_LM",
+        exclude_modules=None if kind == "language" else list(LAYERS),  # peft trains and saves a score head whole
+        task_type=TASKS[kind],
     )
     return get_peft_model(model, config)
 

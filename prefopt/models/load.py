@@ -1,4 +1,4 @@
-"""From a directory or a hub name to a causal language model and its tokenizer."""
+"""From a directory or a hub name to a causal language model, or a reward model, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from prefopt.models.heads import (
+    AUTO,
+    IN_WORDS,
+    LABELS,
+    LAYERS,
+    HeadKind,
+    fresh,
+    give_padding,
+    keep_padding,
+    kind_in,
+    refuse_other_heads,
+)
 from prefopt.records import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -53,45 +65,103 @@ class Loaded:
     adapter: Path | None = None
 
 
-def load(source: str | Path, options: ModelOptions = ModelOptions(), device: torch.device | str = "cpu") -> Loaded:
-    """A causal language model with dropout off, on `device`, with its tokenizer.
+def load(
+    source: str | Path,
+    options: ModelOptions = ModelOptions(),
+    device: torch.device | str = "cpu",
+    head: HeadKind = "language",
+) -> Loaded:
+    """A model with dropout off, on `device`, with its tokenizer.
 
     source: a Hugging Face model directory, an adapter directory (its base model is found through
-    adapter_config.json), or a hub name. InputError, with what to do, for a directory that is neither, a missing
-    tokenizer, or options that cannot hold here.
+    adapter_config.json), or a hub name. head: what the model is for; a causal language model gets a new score head for
+    "completion" and "steps", a model that has one keeps it. InputError, with what to do, for a directory that is
+    neither, a missing tokenizer, or options that cannot hold here.
     """
-    from transformers import AutoModelForCausalLM
-
     quiet_bars()
     base, adapter = _resolve(source)
-    dtype = pick_dtype(options.dtype, torch.device(device))
-    quantization = _quantization(options, torch.device(device))
-    try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, quantization_config=quantization, output_loading_info=True, **_hub_options(base, options)
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{base}: cannot load a causal language model: {_first_line(error)}") from error
-    model, report = found
-    _require_all_weights(base, report["missing_keys"])
+    model, new = _weights(base, options, torch.device(device), head)
     tokenizer = load_tokenizer(tokenizer_source(source), options)
+    if head != "language":
+        (give_padding if new else keep_padding)(model, tokenizer)
     turn_dropout_off(model)
-    if quantization is None:
+    if options.quantize == "none":
         nn.Module.to(model, device)
     if options.gradient_checkpointing:
         save_memory(model)
     return Loaded(model, tokenizer, str(source), adapter)
 
 
-def _require_all_weights(base: str, missing: Iterable[str]) -> None:
+def _weights(base: str, options: ModelOptions, device: torch.device, head: HeadKind) -> tuple[Any, bool]:
+    """The model, and whether its score head is a new one."""
+    import transformers
+
+    hub, extra = _hub_options(base, options), {}
+    new = head != "language" and kind_in(_checked(base, options, head).architectures or []) == "language"
+    if new:
+        extra["num_labels"] = len(LABELS[head])
+    quantization = _quantization(options, device, head)
+    try:
+        found: Any = getattr(transformers, AUTO[head]).from_pretrained(
+            base,
+            dtype=pick_dtype(options.dtype, device),
+            quantization_config=quantization,
+            output_loading_info=True,
+            **extra,
+            **hub,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{base}: cannot load a {IN_WORDS[head]}: {_first_line(error)}") from error
+    model, report = found
+    made = tuple(f"{name}." for name in LAYERS) if new else ()
+    _require_all_weights(base, (name for name in report["missing_keys"] if not name.startswith(made)), head)
+    if new:
+        fresh(model, head)
+    return model, new
+
+
+def _checked(base: str, options: ModelOptions, head: HeadKind) -> Any:
+    """The configuration of a model that can have such a head. InputError where it cannot."""
+    from transformers import AutoConfig
+
+    try:
+        settings = AutoConfig.from_pretrained(base, **_hub_options(base, options))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{base}: cannot load a {IN_WORDS[head]}: {_first_line(error)}") from error
+    refuse_other_heads(base, head, settings)
+    return settings
+
+
+def head_of(source: str | Path, options: ModelOptions = ModelOptions()) -> HeadKind:
+    """What a model or adapter was saved as. InputError where its configuration cannot be read."""
+    from transformers import AutoConfig
+
+    base, adapter = _resolve(source)
+    if adapter is not None:
+        settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        return kind_in([], settings.get("task_type"))
+    try:
+        return kind_in(AutoConfig.from_pretrained(base, **_hub_options(base, options)).architectures or [])
+    except (OSError, ValueError) as error:
+        raise InputError(f"{base}: cannot read its configuration: {_first_line(error)}") from error
+
+
+def _require_all_weights(base: str, missing: Iterable[str], head: HeadKind = "language") -> None:
     """InputError unless every weight came from the file: transformers makes up what is missing from random numbers."""
     names = sorted(missing)
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise InputError(
-            f"{base}: no values for {names[0]}{more}; this is not a whole causal language model (a reward model, an "
-            "encoder, or half a checkpoint?); give the directory of one"
+            f"{base}: no values for {names[0]}{more}; this is not a whole {IN_WORDS[head]} ({_OTHERS[head]}); give the "
+            "directory of one"
         )
+
+
+_OTHERS: dict[HeadKind, str] = {
+    "language": "a reward model, an encoder, or half a checkpoint?",
+    "completion": "an encoder, or half a checkpoint?",
+    "steps": "an encoder, or half a checkpoint?",
+}
 
 
 def keep_freed_memory() -> None:
@@ -206,7 +276,7 @@ def _has_tokenizer(path: Path) -> bool:
     return (path / "tokenizer_config.json").exists()
 
 
-def _quantization(options: ModelOptions, device: torch.device) -> Any:
+def _quantization(options: ModelOptions, device: torch.device, head: HeadKind) -> Any:
     if options.quantize == "none":
         return None
     if device.type != "cuda":
@@ -222,6 +292,7 @@ def _quantization(options: ModelOptions, device: torch.device) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=pick_dtype(options.dtype, device),
+        llm_int8_skip_modules=None if head == "language" else list(LAYERS),  # a new head is trained as it is
     )
 
 

@@ -1,5 +1,5 @@
-"""`Policy(batch) -> Outputs`: what a causal language model says of the completions, by the fastest layout that is
-exact for it.
+"""`Policy(batch) -> Outputs`: what a causal language model, or a reward model, says of the completions, by the fastest
+layout that is exact for it.
 
 Letters: K completion tokens, T packed row, D hidden width, V vocabulary.
 """
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from prefopt.batch import Batch, Outputs
 from prefopt.models import attention
 from prefopt.models.head import Head
+from prefopt.models.heads import score_head
 from prefopt.models.layouts import PaddedRows, TreeRow
 from prefopt.records import Example
 
@@ -43,7 +44,9 @@ class ValueHead(nn.Module):
 
 
 class Policy:
-    """A transformers causal language model, with or without adapters, that scores batches.
+    """A transformers causal language model, or a classifier on one, with or without adapters, that scores batches.
+
+    A classifier's score of each token is `Outputs.value`; it has no log-probs.
 
     layout: "tree" packs prompts once without padding, "padded" is an ordinary right-padded batch; `choose` decides
     by a probe. entropy, collision: compute `Outputs.entropy`, `Outputs.collision` too. Gradients flow unless under
@@ -64,6 +67,7 @@ class Policy:
         self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.backbone = self.inner.base_model
         self.plain_attention = _plain_name(self.inner)
+        self.scorer = score_head(self.inner)
         self.fused_head = True
 
     @property
@@ -76,6 +80,10 @@ class Policy:
     def score(self, batch: Batch, layout: Layout) -> Outputs:
         """`Outputs` through a given layout."""
         token = batch.completions.values.to(self.device)
+        if self.scorer is not None:
+            hidden, before, at = self._hidden(batch, layout)
+            value = self.scorer(hidden[self.scorer.place(token, before, at)])
+            return Outputs(value.new_empty(0), value=value)
         if not self.fused_head:
             return self._full_logits(batch, layout, token)
         hidden, before, at = self._hidden(batch, layout)
@@ -136,6 +144,11 @@ class Policy:
             self._attend(before)
 
 
+def per_token(out: Outputs) -> Tensor:
+    """What a model says of each token: log-probs of a language model, scores of a reward model, [K]."""
+    return out.logp if out.value is None or len(out.logp) else out.value
+
+
 def text_config(model: Any) -> Any:
     """The configuration of the language model, also inside a multimodal one."""
     return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
@@ -161,10 +174,10 @@ SMALL = 200_000_000  # parameters of a model that is copied to float32 for a pro
 def choose(policy: Policy, wanted: Literal["auto", "tree", "padded"] = "auto") -> Choice:
     """Set the policy's layout and head by a numeric probe on a few random tokens, and say why.
 
-    The packed tree must reach every layer's attention, with its window, and give the padded layout's log-probs and
-    gradient within the rounding measured between ordinary forwards. Where rounding hides the effect of a prompt token
-    (16-bit weights, untrained model) a small model is probed in float32. RuntimeError if the user insists on "tree" and
-    the probe says no.
+    The packed tree must reach every layer's attention, with its window, and give the padded layout's log-probs (a
+    reward model's scores) and gradient within the rounding measured between ordinary forwards. Where rounding hides
+    the effect of a prompt token (16-bit weights, untrained model) a small model is probed in float32. RuntimeError if
+    the user insists on "tree" and the probe says no.
     """
     bare = copy.copy(policy)
     bare.value = None  # the probe compares log-probs; a model without a chunked head has them too
@@ -175,6 +188,7 @@ def choose(policy: Policy, wanted: Literal["auto", "tree", "padded"] = "auto") -
     policy._attend(policy.plain_attention)  # some models run, and are wrong, on the packed tree's attention
     policy.fused_head = judge.head_problem is None
     head = "chunked head" if policy.fused_head else f"full logits ({judge.head_problem})"
+    head = head if policy.scorer is None else "score head"
     name = type(policy.inner).__name__
     if judge.tree_problem is not None and wanted == "tree":
         raise RuntimeError(f"layout: tree is not exact for {name}: {judge.tree_problem}; use layout: auto")
@@ -204,9 +218,9 @@ def _probe(policy: Policy) -> _Judgement:
     eps = max(torch.finfo(p.dtype).eps for p in policy.inner.parameters() if p.is_floating_point())
     with torch.no_grad():
         policy.fused_head = False
-        whole = policy.score(batch, "padded").logp
-        effect = _mean_gap(policy.score(changed, "padded").logp, whole)
-        alone = torch.cat([policy.score(batch.take(g, g + 1), "padded").logp for g in range(batch.num_prompts)])
+        whole = per_token(policy.score(batch, "padded"))
+        effect = _mean_gap(per_token(policy.score(changed, "padded")), whole)
+        alone = torch.cat([per_token(policy.score(batch.take(g, g + 1), "padded")) for g in range(batch.num_prompts)])
         # rounding as it shows between two ordinary forwards, or as it must be expected
         slack = max(4 * _mean_gap(alone, whole), (16 if eps < 1e-4 else 0.5) * eps * whole.abs().mean().item())
         policy.fused_head = True
@@ -225,7 +239,7 @@ def _problem(policy: Policy, batch: Batch, layout: Layout, whole: Tensor, slack:
     """None if the layout gives the log-probs `whole` through every layer, else the reason in words."""
     try:
         inputs, _, _ = policy._inputs(batch, layout)
-        gap = _mean_gap(policy.score(batch, layout).logp, whole)
+        gap = _mean_gap(per_token(policy.score(batch, layout)), whole)
         if layout == "tree":
             policy.backbone(**inputs, use_cache=False)
     except Exception as error:  # any architecture may fail here in its own way; the reason goes to the log
@@ -237,7 +251,8 @@ def _problem(policy: Policy, batch: Batch, layout: Layout, whole: Tensor, slack:
             return f"{layers - len(windows)} of {layers} layers mix tokens in another way"
         if _is_windowed(config) and not any(windows):
             return "its sliding window does not reach the attention function"
-    return None if gap <= slack else f"log-probs differ by {gap:.1e} nats a token"
+    what = "log-probs differ by {:.1e} nats a token" if policy.scorer is None else "scores differ by {:.1e} a token"
+    return None if gap <= slack else what.format(gap)
 
 
 def _is_windowed(config: Any) -> bool:
@@ -256,7 +271,7 @@ def _gradient_problem(policy: Policy, batch: Batch, eps: float) -> str | None:
     grads = []
     try:
         for layout in ("padded", "tree"):
-            (grad,) = torch.autograd.grad(policy.score(batch, layout).logp.sum(), [weight], allow_unused=True)
+            (grad,) = torch.autograd.grad(per_token(policy.score(batch, layout)).sum(), [weight], allow_unused=True)
             grads.append(torch.zeros_like(weight) if grad is None else grad)
     except Exception as error:  # a kernel that has no backward here, for one
         return f"backward: {_in_words(error)}"

@@ -8,6 +8,6 @@ from prefopt.objectives.prm import ProcessReward
 from prefopt.objectives.reward import RewardModel
 from prefopt.objectives.sft import SFT
 
-EVERY: dict[str, type] = {cls.facts.name: cls for cls in (SFT, DPO, IPO, AOT)}
+EVERY: dict[str, type] = {cls.facts.name: cls for cls in (SFT, RewardModel, ProcessReward, DPO, IPO, AOT)}
 
 __all__ = ["AOT", "DPO", "EVERY", "IPO", "SFT", "Facts", "Nothing", "Objective", "ProcessReward", "RewardModel"]

@@ -7,11 +7,12 @@ meant to move them, and say why in the commit.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from laws import VOCABULARY, gpt_neox
+from laws import VOCABULARY, gpt_neox, step_labels
 from variants import ALL
 
 from prefopt.budget import Budget
@@ -27,9 +28,9 @@ HERE = Path(__file__).parent
 STEPS = 20
 
 
-def formula_model() -> Any:
+def formula_model(head: str = "language") -> Any:
     """A model whose weights do not depend on any library's random numbers."""
-    model = gpt_neox(0)
+    model = gpt_neox(0, head=head)
     with torch.no_grad():
         for number, (name, p) in enumerate(sorted(model.named_parameters())):
             wave = 0.4 * torch.sin(torch.arange(p.numel(), dtype=torch.float64) * (1.7 + 0.1 * number))
@@ -39,7 +40,7 @@ def formula_model() -> Any:
 
 def formula_rows(data: str, num: int = 12) -> list[Example]:
     """Rows whose tokens are multiples of 7 and 11, of unequal length, some tokens untrained, worse first at times."""
-    scores = {"demonstrations": [1.0], "pairs": [1.0, 0.0], "labels": [1.0], "ratings": [2.0, 0.5, -1.0]}[data]
+    scores = {"pairs": [1.0, 0.0], "ratings": [2.0, 0.5, -1.0]}.get(data, [1.0])
     examples = []
     for n in range(num):
         prompt = [(7 * n + i) % VOCABULARY for i in range(1 + n % 5)]
@@ -49,13 +50,13 @@ def formula_rows(data: str, num: int = 12) -> list[Example]:
         trained = [[i != 1 or n % 3 > 0 for i in range(len(c))] for c in completions]
         flipped = scores[::-1] if n % 2 and len(scores) == 2 else [float(n % 2)] if data == "labels" else scores
         examples.append(Example(prompt, completions, flipped, trained, f"row {n}"))
-    return examples
+    return [replace(each, steps=step_labels(each)) for each in examples] if data == "steps" else examples
 
 
 def losses(name: str, tokens: int = 40) -> list[float]:
     """Loss of each update of the objective `name` of `variants.ALL`."""
     objective = ALL[name]
-    policy = Policy(formula_model(), **dict.fromkeys(extras(objective), True))
+    policy = Policy(formula_model(objective.facts.head), **dict.fromkeys(extras(objective), True))
     models = Models(policy, Copied.of(policy, Budget(tokens)) if objective.facts.reference else None)
     found: list[float] = []
 
