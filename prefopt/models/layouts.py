@@ -105,16 +105,21 @@ class PaddedRows:
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device, pad: int = 0) -> PaddedRows:
-        prompts = batch.prompts.rows()
-        rows = [torch.cat([prompts[g], c]) for g, c in zip(batch.group.tolist(), batch.completions.rows(), strict=True)]
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), pad, dtype=torch.int64)
-        mask = torch.zeros((len(rows), width), dtype=torch.int64)
-        at = []
-        for n, row in enumerate(rows):
-            ids[n, : len(row)] = row
-            mask[n, : len(row)] = 1
-            size = int(batch.completions.lengths[n])
-            at.append(torch.arange(n * width + len(row) - size, n * width + len(row)))
-        flat = torch.cat(at).to(device)
-        return cls(ids.to(device), mask.to(device), flat, flat - 1)
+        size, length = batch.prompts.lengths[batch.group], batch.completions.lengths  # [N], [N]
+        width = int((size + length).max())
+        ids = torch.full((len(size) * width,), pad, dtype=torch.int64, device=size.device)
+        row, place = _places(size)  # of every prompt token, once for each completion
+        first = (batch.prompts.lengths.cumsum(0) - batch.prompts.lengths)[batch.group]  # [N]
+        ids[row * width + place] = batch.prompts.values[first[row] + place]
+        row, place = _places(length)  # of every completion token, [K]
+        at = row * width + size[row] + place
+        ids[at] = batch.completions.values
+        mask = torch.arange(width, device=size.device) < (size + length)[:, None]
+        at = at.to(device)
+        return cls(ids.view(-1, width).to(device), mask.long().to(device), at, at - 1)
+
+
+def _places(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The row of each token of rows laid end to end, and its place in that row."""
+    row = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    return row, torch.arange(len(row), device=lengths.device) - (lengths.cumsum(0) - lengths)[row]
