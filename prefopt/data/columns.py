@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +11,8 @@ from prefopt.data.read import Row, RowError, kind_of
 Message = dict[str, Any]
 Text = str | list[Message]
 Span = tuple[int, int]
+
+LARGEST = 3.4e38  # scores are kept in single precision
 
 ROLES = {
     "human": "user",
@@ -36,7 +37,8 @@ class Record:
     """A prompt and the completions it owns, not yet tokenised.
 
     prompt: text or messages; None where the row is one whole text or conversation (`text`, `messages`).
-    completions, scores: as in `prefopt.records.Example`; no completion in a prompt-only row.
+    completions, scores: as in `prefopt.records.Example`; no completion in a prompt-only row. Where a row's answer is
+    labelled by steps: the steps and their labels.
     asides: per completion, character spans of a text that the policy did not write (a Human turn of a transcript).
     tools, template: what the chat template is given besides the messages. extra: the row's other columns.
     """
@@ -109,8 +111,9 @@ class Columns:
                 raise self.wrong(column, "a number is expected") from None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.wrong(column, "a number is expected")
-        if not math.isfinite(value):
-            raise RowError(self.where, f"{column!r} is not finite", "drop rows without a score", str(value))
+        if not abs(value) <= LARGEST:  # NaN too
+            todo = f"give a finite number, {LARGEST:.0e} at most, or drop the row"
+            raise RowError(self.where, f"{column!r} is out of range", todo, str(value))
         return float(value)
 
     def flag(self, column: str) -> float:

@@ -8,18 +8,22 @@ from itertools import combinations
 from typing import Literal
 
 from prefopt.data.columns import Dropped, Record
+from prefopt.data.read import RowError
 from prefopt.data.shapes import Shape, last_reply
 from prefopt.records import InputError
 
-Kind = Literal["demonstrations", "pairs", "labels", "prompts"]
+Kind = Literal["demonstrations", "pairs", "labels", "ratings", "steps", "prompts"]
+Ties = Literal["error", "drop"]
 
 FITS = {
     "demonstrations": "SFT",
-    "pairs": "SFT, DPO or another objective on pairs",
+    "pairs": "SFT, DPO or another objective on pairs, or a reward model",
     "labels": "SFT on the good ones, or KTO or another objective on labels",
-    "ratings": "SFT, DPO or another objective on pairs",
+    "ratings": "SFT, DPO or another objective on pairs, or a reward model",
+    "steps": "a process reward model",
     "prompts": "an objective that samples its own answers",
 }
+COMPARED = ("pairs", "labels", "ratings")  # what learns that one completion of a row is better than another
 
 
 def check(shape: Shape, kind: Kind, source: str) -> None:
@@ -31,19 +35,58 @@ def check(shape: Shape, kind: Kind, source: str) -> None:
     raise InputError(f"{found}; use {FITS[shape.kind]}, or give other data")
 
 
-def convert(record: Record, shape: Shape, kind: Kind) -> Iterator[Record | Dropped]:
+def convert(record: Record, shape: Shape, kind: Kind, ties: Ties) -> Iterator[Record | Dropped]:
     """The record as one or more of `kind`; what cannot be one as the Dropped that gives the reason.
 
-    RowError where a prompt is wanted of a conversation that has none.
+    RowError where a prompt is wanted of a conversation that has none, where a group is too small to compare, and,
+    unless ties are to be dropped, where it is tied.
     """
-    if shape.kind == "pairs" and kind in ("pairs", "labels") and record.completions[0] == record.completions[1]:
-        yield Dropped("chosen and rejected are equal")
-    elif kind == "prompts":
+    if kind == "prompts":
         yield _asked(record)
-    elif kind == shape.kind:
-        yield record
+        return
+    if shape.kind == "pairs":
+        dropped = _no_pair(record, kind, ties)
+    elif shape.kind == "ratings" and kind in ("pairs", "ratings"):
+        dropped = _no_group(record, shape, ties)
     else:
-        yield from _CONVERT[shape.kind, kind](record, shape)
+        dropped = None
+    if dropped:
+        yield dropped
+    else:
+        yield from _CONVERT.get((shape.kind, kind), _itself)(record, shape)
+
+
+def _no_pair(record: Record, kind: Kind, ties: Ties) -> Dropped | None:
+    """Why a row of chosen and rejected cannot serve; None if it can."""
+    chosen, rejected = record.scores
+    if kind in COMPARED and record.completions[0] == record.completions[1]:
+        return Dropped("chosen and rejected are equal")
+    if chosen < rejected:
+        return Dropped("chosen scored below rejected")
+    return _tied(record, ties) if kind in COMPARED and chosen == rejected else None
+
+
+def _no_group(record: Record, shape: Shape, ties: Ties) -> Dropped | None:
+    """Why rated completions cannot be compared; None if they can.
+
+    A message tree holds many groups: of those that cannot be compared the count is enough.
+    """
+    if len(record.scores) < 2:
+        if shape.every_pair:
+            return Dropped("a single answer, no pair")
+        raise RowError(record.where, "a single answer, no pair", "give two rated completions or more, or use SFT")
+    if min(record.scores) == max(record.scores):
+        return _tied(record, "drop" if shape.every_pair else ties)
+    return None
+
+
+def _tied(record: Record, ties: Ties) -> Dropped:
+    """The reason for the count. RowError, naming the row and the scores, unless ties are to be dropped."""
+    if ties == "drop":
+        return Dropped("tied scores")
+    num = len(record.scores)
+    found = f"{'both' if num == 2 else f'all {num}'} completions score {record.scores[0]:g}"
+    raise RowError(record.where, "tied scores", "correct them, or leave such rows out with ties=drop", found)
 
 
 def _asked(record: Record) -> Record:
@@ -54,9 +97,13 @@ def _asked(record: Record) -> Record:
     return replace(record, prompt=prompt, completions=[], scores=[], asides=[])
 
 
-def _best(record: Record, shape: Shape) -> Iterator[Record]:
-    """The best-scored completion as a demonstration."""
-    yield _only(record, record.scores.index(max(record.scores)), 1.0)
+def _best(record: Record, shape: Shape) -> Iterator[Record | Dropped]:
+    """The best-scored completion as a demonstration; none where all are marked wrong."""
+    best = max(record.scores)
+    if shape.marked and not best:
+        yield Dropped("no answer is right, not a demonstration")
+    else:
+        yield _only(record, record.scores.index(best), 1.0)
 
 
 def _good(record: Record, shape: Shape) -> Iterator[Record | Dropped]:
@@ -65,8 +112,16 @@ def _good(record: Record, shape: Shape) -> Iterator[Record | Dropped]:
 
 def _each(record: Record, shape: Shape) -> Iterator[Record]:
     """Every completion with its own label: chosen or right 1, rejected or wrong 0."""
-    for number, score in enumerate(record.scores):
+    for number, score in enumerate([1.0, 0.0] if shape.kind == "pairs" else record.scores):
         yield _only(record, number, score)
+
+
+def _itself(record: Record, shape: Shape) -> Iterator[Record]:
+    yield record
+
+
+def _as_pair(record: Record, shape: Shape) -> Iterator[Record]:
+    yield replace(record, scores=[1.0, 0.0])
 
 
 def _only(record: Record, number: int, score: float) -> Record:
@@ -75,11 +130,11 @@ def _only(record: Record, number: int, score: float) -> Record:
 
 
 def _best_and_worst(record: Record, shape: Shape) -> Iterator[Record | Dropped]:
-    """The best against the worst; of ranked siblings, each against every worse one (ranks are a person's own order)."""
+    """The best against the worst; of ranked siblings, each against every worse one (ranks are a person's own order).
+
+    Two siblings of one rank lose their pair, which is counted; the tree's other pairs are whole.
+    """
     order = sorted(range(len(record.scores)), key=lambda number: -record.scores[number])
-    if len(order) < 2:
-        yield Dropped("a single answer, no pair")
-        return
     extremes = (order[0], record.scores.index(min(record.scores)))
     for better, worse in combinations(order, 2) if shape.every_pair else [extremes]:
         completions = [record.completions[better], record.completions[worse]]
@@ -92,6 +147,8 @@ def _best_and_worst(record: Record, shape: Shape) -> Iterator[Record | Dropped]:
 
 
 _CONVERT = {
+    ("pairs", "pairs"): _as_pair,
+    ("pairs", "ratings"): _itself,
     ("pairs", "demonstrations"): _best,
     ("ratings", "demonstrations"): _best,
     ("labels", "demonstrations"): _good,

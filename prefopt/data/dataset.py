@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import random
 import sys
 from array import array
@@ -43,13 +44,23 @@ class DataOptions:
     train_on: Literal["assistant", "completion", "all"] = "assistant"
     # Jinja chat template, as a path or as text, instead of the tokenizer's own.
     chat_template: str | None = None
+    # Rows whose completions all score the same, where one must be better: stop at the first, or drop and count them.
+    ties: Literal["error", "drop"] = "error"
+    # Text that ends every step of an answer that is labelled by steps; its last token carries the step's label. \n in
+    # it stands for a line break.
+    step_separator: str = r"\n"
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(
                 f"max_length must be at least 2 (a prompt token and an answer token), got {self.max_length}"
             )
-        for name, known in (("overlong", ("drop", "truncate")), ("train_on", ("assistant", "completion", "all"))):
+        choices = {
+            "overlong": ("drop", "truncate"),
+            "train_on": ("assistant", "completion", "all"),
+            "ties": ("error", "drop"),
+        }
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
@@ -89,6 +100,9 @@ class Dataset:
         lines += [f"{count:,} {note}" for note, count in self.notes.items() if count]
         lines.append("prompt tokens     " + _quantiles([len(example.prompt) for example in self.examples]))
         lengths = [len(tokens) for example in self.examples for tokens in example.completions]
+        if self.kind in ("labels", "steps"):
+            good, bad = _balance(self.examples)
+            lines.append(f"{self.kind}: {good:,} good, {bad:,} bad")
         if lengths:
             lines.append("completion tokens " + _quantiles(lengths))
             trained = sum(flag for example in self.examples for flags in example.trained for flag in flags)
@@ -96,12 +110,16 @@ class Dataset:
         return "\n".join(lines)
 
     def show(self, tokenizer: Any, num: int = 3) -> str:
-        """The first rows as the model sees them: special tokens spelt out, untrained parts of an answer in «»."""
+        """The first rows as the model sees them: special tokens spelt out, untrained parts of an answer in «».
+
+        An answer that is labelled by steps has each on a line of its own.
+        """
         blocks = []
         for number, example in enumerate(self.examples[:num]):
             lines = [f"--- row {number + 1} ({example.where})", f"prompt: {tokenizer.decode(example.prompt)!r}"]
             for tokens, flags, score in zip(example.completions, example.trained, example.scores, strict=True):
                 lines.append(f"score {score:g}: {_marked(tokenizer, tokens, flags)}")
+            lines += _shown_steps(tokenizer, example)
             blocks.append("\n".join(lines))
         return "\n".join(blocks)
 
@@ -137,13 +155,42 @@ def _marked(tokenizer: Any, tokens: list[int], flags: list[bool]) -> str:
     return repr("".join(pieces))
 
 
-def load(source: str | Path, tokenizer: Any, kind: Kind, options: DataOptions = DataOptions()) -> Dataset:
+def _shown_steps(tokenizer: Any, example: Example) -> list[str]:
+    """A line for each labelled step: right or wrong, and its tokens as text."""
+    lines = []
+    for tokens, labels in zip(example.completions, example.steps or [], strict=False):
+        start = 0
+        for end, label in enumerate(labels, 1):
+            if not math.isnan(label):
+                lines.append(f"  step {'right' if label else 'wrong'}: {tokenizer.decode(tokens[start:end])!r}")
+                start = end
+    return lines
+
+
+def _balance(examples: Sequence[Example]) -> tuple[int, int]:
+    """How many labels are good and how many bad: of steps where answers have them, else of whole answers."""
+    labels = [
+        label
+        for example in examples
+        for own in (example.steps or [example.scores])
+        for label in own
+        if not math.isnan(label)
+    ]
+    good = sum(label == 1.0 for label in labels)
+    return good, len(labels) - good
+
+
+def load(
+    source: str | Path, tokenizer: Any, kind: Kind, options: DataOptions = DataOptions(), held_out: bool = False
+) -> Dataset:
     """Read, understand and tokenise `source` for an objective whose `facts.data` is `kind`.
 
+    held_out: to evaluate on, so that labels may be of one class.
     InputError, as `file:line: what was found; what to do`, at the first bad row (unless `skip_bad`), where the data
-    cannot serve as `kind`, or where nothing is left.
+    cannot serve as `kind`, where labels to train on are of one class, or where nothing is left.
     """
-    encoder = Encoder(tokenizer, options.chat_template, options.train_on)
+    separator = options.step_separator.replace(r"\n", "\n")
+    encoder = Encoder(tokenizer, options.chat_template, options.train_on, step_separator=separator)
     counts: Counter[str] = Counter()
     reader = Reader(chat=encoder.has_template)
     records = list(_records(source, reader, kind, options, counts))
@@ -158,10 +205,26 @@ def load(source: str | Path, tokenizer: Any, kind: Kind, options: DataOptions = 
     examples, rows, truncated = _encode(records, encoder, kind, options, counts)
     if not examples:
         raise InputError(f"{source}: every row was dropped ({_counts(counts)}); see max_length and the data")
+    if kind == "labels" and not held_out:
+        _refuse_one_class(examples, source, counts)
     notes = reader.notes + encoder.notes
     if left := unread(source):
         notes[f"files left out, not of the split train ({', '.join(left)}); add @NAME to the path for them"] = len(left)
     return Dataset(examples, rows, reader.how, kind, str(source), dict(counts), truncated, dict(notes))
+
+
+def _refuse_one_class(examples: list[Example], source: str | Path, counts: Counter[str]) -> None:
+    """InputError, naming the class that is missing, unless some answers are good and some bad."""
+    good, bad = _balance(examples)
+    if good and bad:
+        return
+    found, missing = ("good", "bad") if good else ("bad", "good")
+    todo = "add bad ones, or train sft on the good ones" if good else "add good ones"
+    left_out = f" (left out: {_counts(counts)})" if counts else ""
+    raise InputError(
+        f"{source}: all {good + bad:,} answers are labelled {found} and none {missing}{left_out}; an objective on "
+        f"labels needs both: {todo}"
+    )
 
 
 def _conversational(record: Record) -> bool:
@@ -192,7 +255,7 @@ def _converted(
 ) -> Iterator[Record]:
     assert reader.shape
     try:
-        for item in convert(record, reader.shape, kind):
+        for item in convert(record, reader.shape, kind, options.ties):
             if isinstance(item, Dropped):
                 counts[str(item)] += 1
             else:
@@ -310,13 +373,30 @@ def fit(example: Example, options: DataOptions) -> tuple[Example, int]:
         if options.overlong == "drop":
             raise Dropped(f"longer than max_length {limit}")
         cut = sum(len(tokens) > room for tokens in example.completions)
-        tokens, flags = [t[:room] for t in example.completions], [f[:room] for f in example.trained]
-        example = replace(example, completions=tokens, trained=flags)
+        example = _cut(example, room)
     if not all(any(flags) for flags in example.trained):
         raise Dropped("no token left to train on" + (" after truncation" if cut else ""))
-    if len(example.completions) == 2 and example.completions[0] == example.completions[1]:
-        raise Dropped("chosen and rejected are equal" + (" after truncation" if cut else " as tokens"))
+    if len(example.completions) > 1 and all(tokens == example.completions[0] for tokens in example.completions):
+        which = "chosen and rejected" if len(example.completions) == 2 else "all rated completions"
+        raise Dropped(f"{which} are equal" + (" after truncation" if cut else " as tokens"))
     return example, cut
+
+
+def _cut(example: Example, room: int) -> Example:
+    """The first `room` tokens of each completion; of one labelled by steps, its whole steps within them.
+
+    Dropped if not one step is whole. The score of what is left is that of its steps.
+    """
+    steps, scores = None, example.scores
+    if example.steps:
+        ends = [number for number, label in enumerate(example.steps[0][:room]) if not math.isnan(label)]
+        if not ends:
+            raise Dropped("no whole step left after truncation")
+        room = ends[-1] + 1
+        steps = [example.steps[0][:room]]
+        scores = [min(label for label in steps[0] if not math.isnan(label))]
+    tokens, flags = [t[:room] for t in example.completions], [f[:room] for f in example.trained]
+    return replace(example, completions=tokens, trained=flags, scores=scores, steps=steps)
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

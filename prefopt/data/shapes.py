@@ -42,45 +42,42 @@ class Shape:
 
 def _pair(c: Columns) -> list[Record]:
     chosen, rejected = c.any("chosen"), c.any("rejected")
-    _check_scores(c)
+    scores = _pair_scores(c)
     if type(chosen) is not type(rejected):
         raise RowError(c.where, "'chosen' and 'rejected' are of different forms", "give text or messages for both")
     if "prompt" not in c.values:
-        return [_implicit(c, chosen, rejected)]
+        return [_implicit(c, chosen, rejected, scores)]
     prompt = c.any("prompt")
     if isinstance(prompt, str) and isinstance(chosen, list) and isinstance(rejected, list):
         if len(chosen) > 1 and chosen[0] == rejected[0]:  # the whole conversation beside its first message
-            return [_implicit(c, chosen, rejected)]
+            return [_implicit(c, chosen, rejected, scores)]
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, list) and isinstance(chosen, str) and isinstance(rejected, str):
         chosen, rejected = _said(chosen), _said(rejected)
     if prompt and all(isinstance(side, list) and side[: len(prompt)] == prompt for side in (chosen, rejected)):
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]  # whole conversations beside their prompt
-    return [c.record(prompt, [chosen, rejected], [1.0, 0.0])]
+    return [c.record(prompt, [chosen, rejected], scores)]
 
 
 def _said(text: str) -> list[Message]:
     return [{"role": "assistant", "content": text}]
 
 
-def _check_scores(c: Columns) -> None:
+def _pair_scores(c: Columns) -> list[float]:
+    """The two scores where the row has both, else 1 for chosen and 0 for rejected."""
     if c.values.get("score_chosen") is None or c.values.get("score_rejected") is None:
-        return
-    chosen, rejected = c.number("score_chosen"), c.number("score_rejected")
-    if chosen == rejected:
-        raise Dropped("tied scores")
-    if chosen < rejected:
-        raise Dropped("chosen scored below rejected")
+        return [1.0, 0.0]
+    return [c.number("score_chosen"), c.number("score_rejected")]
 
 
-def _implicit(c: Columns, chosen: Text, rejected: Text) -> Record:
+def _implicit(c: Columns, chosen: Text, rejected: Text, scores: list[float]) -> Record:
     if chosen == rejected:
         raise Dropped("chosen and rejected are equal")
     if isinstance(chosen, list) and isinstance(rejected, list):
         num = common_messages(chosen, rejected)
         if not num:
             raise RowError(c.where, "chosen and rejected share no first message", "give the prompt in its own column")
-        return c.record(chosen[:num], [chosen[num:], rejected[num:]], [1.0, 0.0])
+        return c.record(chosen[:num], [chosen[num:], rejected[num:]], scores)
     assert isinstance(chosen, str) and isinstance(rejected, str)
     if is_transcript(chosen) and is_transcript(rejected):
         cut = common_turns(chosen, rejected)
@@ -90,7 +87,7 @@ def _implicit(c: Columns, chosen: Text, rejected: Text) -> Record:
             )
     else:
         cut = common_text(chosen, rejected)
-    return c.record(chosen[: cut.at], [chosen[cut.at :], rejected[cut.at :]], [1.0, 0.0], asides=cut.asides)
+    return c.record(chosen[: cut.at], [chosen[cut.at :], rejected[cut.at :]], scores, asides=cut.asides)
 
 
 def _conversation_pair(c: Columns) -> list[Record]:
@@ -165,10 +162,29 @@ def _rated_item(c: Columns, item: Any) -> dict[str, Any]:
     return {"completion": text, "score": score}
 
 
+def _steps(c: Columns) -> list[Record]:
+    """The steps of one answer in `completions`, each with a label: the record's completions and scores are theirs."""
+    prompt, steps, labels = c.any("prompt"), c.values.get("completions"), c.values.get("labels")
+    if not isinstance(steps, list) or not steps:
+        raise c.wrong("completions", "a list of at least one step is expected")
+    if not isinstance(labels, list):
+        raise c.wrong("labels", "a list with true or false for each step is expected")
+    if len(labels) != len(steps):
+        found = f"{len(steps)} steps, {len(labels)} labels"
+        raise RowError(c.where, "steps and labels differ in number", "give one label each", found)
+    inner = [
+        Columns(Row(c.where, {"step": step, "label": label}), c.chat) for step, label in zip(steps, labels, strict=True)
+    ]
+    texts: list[Text] = [item.text("step") for item in inner]
+    empty = [number for number, text in enumerate(texts) if not _content_of(text)]
+    if empty:
+        raise RowError(c.where, "a step is empty", "leave it out, with its label", f"completions[{empty[0]}]")
+    return [c.record(prompt, texts, [item.flag("label") for item in inner])]
+
+
 def _instruction(c: Columns) -> list[Record]:
     if "chosen" in c.values and "rejected" in c.values:
-        _check_scores(c)
-        return [_instructed(c, [c.text("chosen"), c.text("rejected")], [1.0, 0.0])]
+        return [_instructed(c, [c.text("chosen"), c.text("rejected")], _pair_scores(c))]
     label = c.name("label", "kto_tag")
     score = c.flag(label) if label in c.values else 1.0
     return [_instructed(c, [c.text("output")], [score])]
@@ -253,6 +269,7 @@ _PAIR = ("chosen", "rejected")
 _SCORED = ("score_chosen", "score_rejected")
 _ALPACA = ("input", "system", "history")
 _LABEL = "label|kto_tag"
+_RATED = "scores|ratings"
 _CHAT = "messages|conversations"
 _ALWAYS = ("tools", "chat_template_kwargs")
 
@@ -268,7 +285,9 @@ SHAPES: tuple[Shape, ...] = (
     Shape("instruction/output", "demonstrations", ("instruction", "output"), _instruction, ("output",), _ALPACA),
     Shape("prompt/chosen/rejected", "pairs", ("prompt", *_PAIR), _pair, ("prompt", *_PAIR), _SCORED),
     Shape("chosen/rejected with an implicit prompt", "pairs", _PAIR, _pair, _PAIR, _SCORED),
-    Shape("prompt/rated completions", "ratings", ("prompt", "completions"), _rated, ("prompt",), ("scores", "ratings")),
+    Shape("prompt/rated completions", "ratings", ("prompt", "completions", _RATED), _rated, ("prompt",)),
+    Shape("prompt/completions/labels", "steps", ("prompt", "completions", "labels"), _steps, ("prompt",)),
+    Shape("prompt/rated completions", "ratings", ("prompt", "completions"), _rated, ("prompt",)),
     Shape("prompt/completion/label", "labels", ("prompt", "completion", _LABEL), _completion, ("prompt", "completion")),
     Shape("prompt/completion", "demonstrations", ("prompt", "completion"), _completion, ("prompt", "completion")),
     Shape("messages", "demonstrations", (_CHAT,), _messages),

@@ -6,10 +6,11 @@ common, so a token that merges across the boundary belongs to the completion (as
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from prefopt.data.shapes import last_reply
 from prefopt.records import Example, InputError
 
 TrainOn = Literal["assistant", "completion", "all"]
+Found = dict[tuple[bool, str], tuple[list[int], list[Span]]]  # (special tokens added, text) -> ids and their spans
 GENERATION = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -30,6 +32,7 @@ class Rendered:
     trained: per whole, character spans the policy wrote; None: all after the prompt.
     masked: token ids and flags where the template itself marks the assistant's tokens (`{% generation %}`).
     plain: not from a chat template, so that the tokenizer adds its own special tokens.
+    steps: the steps of an answer that is labelled by steps, in place of wholes.
     """
 
     record: Record
@@ -38,16 +41,18 @@ class Rendered:
     trained: list[list[Span] | None]
     plain: bool
     masked: tuple[list[int], list[bool]] | None = None
+    steps: list[str] | None = None
 
 
 @dataclass
 class Encoder:
-    """Tokenises records. notes counts what was met and handled, for the log."""
+    """Tokenises records. step_separator ends each labelled step. notes counts what was met and handled, for the log."""
 
     tokenizer: Any
     chat_template: str | None = None
     train_on: TrainOn = "assistant"
     notes: Counter[str] = field(default_factory=Counter)
+    step_separator: str = "\n"
 
     def __post_init__(self) -> None:
         self.chat_template = None if self.chat_template is None else template_text(self.chat_template)
@@ -66,6 +71,9 @@ class Encoder:
         """The record as text. RowError where the template refuses it, or the answer cannot be told from the rest."""
         if kind == "prompts":
             return self._only_prompt(record)
+        if kind == "steps":
+            steps = [text for text in record.completions if isinstance(text, str)]
+            return replace(self._only_prompt(record), steps=steps)
         if record.prompt is None:
             text = record.completions[0]
             return self._conversation(record, text) if isinstance(text, list) else self._text(record, text)
@@ -234,23 +242,24 @@ class Encoder:
     def encode(self, rendered: Sequence[Rendered]) -> list[Example | RowError]:
         """Examples in the order given, a row that cannot be one as its error."""
         offsets = any(spans is not None for item in rendered for spans in item.trained)
-        texts: dict[bool, dict[str, int]] = {True: {}, False: {}}
-        for item in rendered:
-            for text in ([] if item.prompt is None else [item.prompt]) + item.wholes:
-                texts[item.plain].setdefault(text, len(texts[item.plain]))
-        tokens = {plain: self._tokens(list(unique), plain, offsets) for plain, unique in texts.items()}
+        found: Found = {}
+        for special in (True, False):
+            texts = list(dict.fromkeys(text for item in rendered for text in self._texts(item, special)))
+            tokens = self._tokens(texts, special, offsets)
+            found |= {(special, text): own for text, own in zip(texts, tokens, strict=True)}
         examples: list[Example | RowError] = []
         for item in rendered:
             try:
-                found = {
-                    text: tokens[item.plain][texts[item.plain][text]]
-                    for text in [item.prompt or "", *item.wholes]
-                    if text in texts[item.plain]
-                }
-                examples.append(self._example(item, found))
+                examples.append(self._stepwise(item, found) if item.steps else self._example(item, found))
             except RowError as error:
                 examples.append(error)
         return examples
+
+    def _texts(self, item: Rendered, special: bool) -> list[str]:
+        """The texts of an item that are tokenised with special tokens, or those without."""
+        steps = [*item.steps, self.step_separator] if item.steps and not special else []
+        whole = [] if item.prompt is None else [item.prompt]
+        return (whole + item.wholes if item.plain is special else []) + steps
 
     def _tokens(self, texts: list[str], plain: bool, offsets: bool) -> list[tuple[list[int], list[Span]]]:
         if not texts:
@@ -270,20 +279,46 @@ class Encoder:
         spans = output["offset_mapping"] if offsets else [[]] * len(texts)
         return [(list(ids), list(span)) for ids, span in zip(output["input_ids"], spans, strict=True)]
 
-    def _example(self, item: Rendered, found: dict[str, tuple[list[int], list[Span]]]) -> Example:
+    def _stepwise(self, item: Rendered, found: Found) -> Example:
+        """Each step and each separator tokenised on its own, so that fewer steps are fewer of the same tokens.
+
+        As TRL's process reward models had it: a step's label is at its separator's last token, and no EOS follows.
+        """
+        record, [prompt] = item.record, item.wholes
+        ids, _ = self._side(item, prompt, None, found[item.plain, prompt], ends=False)
+        separator, _ = found[False, self.step_separator]
+        tokens: list[int] = []
+        labels: list[float] = []
+        for step, label in zip(item.steps or [], record.scores, strict=True):
+            own = found[False, step][0] + separator
+            if not own:
+                raise RowError(record.where, "a step of no token", "leave it out, or give a step_separator")
+            tokens += own
+            labels += [math.nan] * (len(own) - 1) + [label]
+        return Example(
+            ids or self._bos_for(record),
+            [tokens],
+            [min(record.scores)],
+            [[True] * len(tokens)],
+            record.where,
+            [labels],
+        )
+
+    def _example(self, item: Rendered, found: Found) -> Example:
         record, where = item.record, item.record.where
         if item.masked:
             return _trimmed(record, *item.masked)
         ends = bool(record.completions)
         sides = [
-            self._side(item, whole, spans, found[whole], ends)
+            self._side(item, whole, spans, found[item.plain, whole], ends)
             for whole, spans in zip(item.wholes, item.trained, strict=True)
         ]
         if item.prompt is None and not ends:
             return Example(sides[0][0] or self._bos_for(record), [], [], [], where)
         if item.prompt is None:
             return _trimmed(record, *sides[0]) if item.trained[0] is not None else _whole(record, sides[0][0])
-        prompt = self._one_bos(found[item.prompt][0]) if item.plain else found[item.prompt][0]
+        asked, _ = found[item.plain, item.prompt]
+        prompt = self._one_bos(asked) if item.plain else asked
         cut = min(_common(prompt, ids) for ids, _ in sides)
         if item.plain and cut < len(prompt) - (prompt[-1:] == [self.eos]):
             self.notes["prompts whose last token merges with the answer's first: the answer starts with it"] += 1

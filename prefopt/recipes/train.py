@@ -357,7 +357,7 @@ def _read(objective: Any, settings: dict[str, Any], tokenizer: Any) -> tuple[Dat
     options: DataOptions = settings["data"]
     data = load(run.data, tokenizer, objective.facts.data, options)
     if run.eval_data is not None:
-        return data, load(run.eval_data, tokenizer, objective.facts.data, options)
+        return data, load(run.eval_data, tokenizer, objective.facts.data, options, held_out=True)
     if not run.eval_fraction:
         return data, None
     if len(data.examples) < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,22 @@ CONVERSIONS: list[tuple[dict[str, Any], str, list[tuple[list[str], list[float]]]
     ),
     ({"prompt": "a", "completions": [" 1", " 2", " 3"], "scores": [2, 3, 1]}, "demonstrations", [([" 2</s>"], [1.0])]),
     ({"prompt": "a", "completion": " b", "label": True}, "demonstrations", [([" b</s>"], [1.0])]),
-    ({"prompt": "a", "completion": " b", "label": False}, "labels", [([" b</s>"], [0.0])]),
+    (PAIRS[0], "ratings", [([" found a key</s>", " sun</s>"], [1.0, 0.0])]),
+    (
+        PAIRS[0] | {"score_chosen": 4.5, "score_rejected": -2},
+        "ratings",
+        [([" found a key</s>", " sun</s>"], [4.5, -2.0])],
+    ),
+    (
+        PAIRS[0] | {"score_chosen": 4.5, "score_rejected": -2},
+        "pairs",
+        [([" found a key</s>", " sun</s>"], [1.0, 0.0])],
+    ),
+    (
+        {"prompt": "a", "completions": [" 1", " 2", " 3"], "scores": [2, 3, 3]},
+        "ratings",
+        [([" 1</s>", " 2</s>", " 3</s>"], [2.0, 3.0, 3.0])],
+    ),
 ]
 
 
@@ -149,14 +165,236 @@ def test_messages_that_fit_no_tree_are_refused_or_counted_each(tmp_path: Path) -
     assert [TEXT.decode(tokens) for tokens in data.examples[0].completions] == [" 2</s>", " 3</s>"]
 
 
-def test_ties_single_answers_and_bad_labels_are_counted(tmp_path: Path) -> None:
-    rows = [{"prompt": "a", "completions": [" b", " c"], "scores": scores} for scores in ([1, 1], [1, 2])]
-    assert made(tmp_path, [*rows, {"prompt": "a", "completions": [" b"], "scores": [1]}]).dropped == {
-        "tied scores": 1,
-        "a single answer, no pair": 1,
-    }
+def test_bad_labels_give_no_demonstrations_and_are_counted(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "completion": " b", "label": label} for label in (True, False, False)]
+    data = made(tmp_path, rows, "labels")
+    assert [example.scores for example in data.examples] == [[1.0], [0.0], [0.0]]
+    assert "labels: 1 good, 2 bad" in data.describe().splitlines()
     assert made(tmp_path, rows, "demonstrations").dropped == {"labelled bad, not a demonstration": 2}
+
+
+def test_a_question_that_no_answer_solves_gives_no_demonstration(tmp_path: Path) -> None:
+    rows = [{"question": "a", "m": {"solution": " b", "is_correct": right}} for right in (False, True)]
+    data = made(tmp_path, rows, "demonstrations")
+    assert (len(data), data.dropped) == (1, {"no answer is right, not a demonstration": 1})
+
+
+# ---------------------------------------------------------------- rows that nothing can be compared in
+
+TIED = {
+    "pair": (
+        {"prompt": "a", "chosen": " b", "rejected": " c", "score_chosen": 0.5, "score_rejected": 0.5},
+        "both .* 0.5",
+    ),
+    "rated": ({"prompt": "a", "completions": [" b", " c", " d"], "scores": [2, 2, 2]}, "all 3 .* 2"),
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+@pytest.mark.parametrize("kind", ["pairs", "ratings"])
+def test_a_tie_stops_with_the_row_and_the_remedy_or_is_dropped_and_counted(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    row, words = TIED[name]
+    good = {key: value for key, value in row.items() if "score" not in key}
+    rows = [good if name == "pair" else row | {"scores": [2, 2, 1]}, row]
+    with pytest.raises(InputError, match=rf"rows.jsonl:2: tied scores: {words}; .*ties=drop"):
+        made(tmp_path, rows, kind)
+    for options in ({"ties": "drop"}, {"skip_bad": True}):
+        data = made(tmp_path, rows, kind, **options)
+        assert (len(data), data.dropped) == (1, {"tied scores": 1})
+
+
+def test_a_tie_is_no_fault_where_nothing_is_compared(tmp_path: Path) -> None:
+    for row, _ in TIED.values():
+        for kind in ("demonstrations", "prompts"):
+            data = made(tmp_path, [row], kind)
+            assert (len(data), data.dropped) == (1, {})
+    assert TEXT.decode(made(tmp_path, [TIED["pair"][0]], "demonstrations").examples[0].completions[0]) == " b</s>"
+    with pytest.raises(InputError, match="tied scores"):  # a label says that one is good and one bad
+        made(tmp_path, [TIED["pair"][0]], "labels")
+
+
+def test_scores_that_contradict_a_pair_leave_it_out(tmp_path: Path) -> None:
+    wrong = PAIRS[0] | {"score_chosen": 1, "score_rejected": 2}
+    for kind in ("pairs", "ratings", "demonstrations"):
+        assert made(tmp_path, [PAIRS[1], wrong], kind).dropped == {"chosen scored below rejected": 1}
+
+
+def test_equal_texts_are_counted_and_their_tie_is_no_error(tmp_path: Path) -> None:
+    same = {"prompt": "a", "chosen": " b", "rejected": " b", "score_chosen": 1, "score_rejected": 1}
+    for kind in ("pairs", "ratings"):
+        assert made(tmp_path, [PAIRS[0], same], kind).dropped == {"chosen and rejected are equal": 1}
+    rated = [{"prompt": "a", "completions": [" b", " b", end], "scores": [3, 2, 1]} for end in (" b", " c")]
+    data = made(tmp_path, rated, "ratings")
+    assert (len(data), data.dropped) == (1, {"all rated completions are equal as tokens": 1})
+
+
+@pytest.mark.parametrize("kind", ["pairs", "ratings"])
+def test_a_single_rated_answer_stops_where_two_are_compared(kind: str, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completions": [" b", " c"][:num], "scores": [1, 2][:num]} for num in (2, 1)]
+    with pytest.raises(InputError, match=r"rows.jsonl:2: a single answer, no pair; give two rated completions or more"):
+        made(tmp_path, rows, kind)
+    assert made(tmp_path, rows, kind, skip_bad=True).dropped == {"a single answer, no pair": 1}
+    assert len(made(tmp_path, rows, "demonstrations")) == 2
+
+
+SCORES: list[tuple[Any, str]] = [
+    (None, "'score' is null; a number is expected"),
+    ("4", "'score' is text; a number is expected"),
+    (True, "'score' is true or false; a number is expected"),
+    (1e39, "'score' is out of range: 1e[+]39; give a finite number"),
+    (10**400, "'score' is out of range: 1000"),
+]
+
+
+@pytest.mark.parametrize(("score", "message"), SCORES, ids=[str(score)[:5] for score, _ in SCORES])
+def test_a_score_that_is_no_finite_number_is_named(score: Any, message: str, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completions": [" b", " c"], "scores": [1, second]} for second in (2, score)]
+    with pytest.raises(InputError, match=f"rows.jsonl:2: {message}"):
+        made(tmp_path, rows, "ratings")
+    if score is not None:  # a pair without one of its scores has none
+        pair = PAIRS[0] | {"score_chosen": score, "score_rejected": 1}
+        with pytest.raises(InputError, match=f"rows.jsonl:1: {message.replace('score', 'score_chosen')}"):
+            made(tmp_path, [pair])
+
+
+def test_a_score_of_a_table_that_is_not_a_number_is_named(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {"prompt": ["a", "a"], "completions": [[" b", " c"]] * 2, "scores": [[1.0, 2.0], [1.0, float("nan")]]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match=r"rows.parquet:2: 'score' is out of range: nan"):
+        load(tmp_path / "rows.parquet", TEXT, "ratings")
+
+
+def test_labels_of_one_class_are_refused_to_train_on_with_the_class_that_is_missing(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n} a", "completion": " b", "label": True} for n in range(3)]
+    with pytest.raises(InputError, match=r"rows.jsonl: all 3 answers are labelled good and none bad; .*train sft"):
+        made(tmp_path, rows, "labels")
+    bad = [row | {"label": False} for row in rows]
+    with pytest.raises(InputError, match=r"rows.jsonl: all 3 answers are labelled bad and none good; .*add good ones"):
+        made(tmp_path, bad, "labels")
+    assert len(load(written(tmp_path, rows), TEXT, "labels", held_out=True)) == 3
+    long = bad[0] | {"completion": " b" * 50}
+    with pytest.raises(InputError, match=r"none bad \(left out: 1 longer than max_length 20\)"):
+        made(tmp_path, [*rows, long], "labels", max_length=20)
+
+
+# ---------------------------------------------------------------- steps
+
+STEPPED = {"prompt": "the fox", "completions": [" found", " a key", " sun"], "labels": [True, True, False]}
+ENDS = [" found\n", " a key\n", " sun\n"]
+
+
+def labelled(data: Dataset) -> list[list[tuple[str, float]]]:
+    """Each row's steps: the text up to a label, and the label."""
+    rows = []
+    for example in data.examples:
+        [tokens], [labels] = example.completions, example.steps or [[]]
+        ends = [n for n, label in enumerate(labels) if label == label]
+        starts = [0, *(end + 1 for end in ends)]
+        rows.append([(TEXT.decode(tokens[a : b + 1]), labels[b]) for a, b in zip(starts, ends, strict=False)])
+    return rows
+
+
+def test_a_step_s_label_is_at_the_last_token_of_its_separator(tmp_path: Path) -> None:
+    data = made(tmp_path, [STEPPED], "steps")
+    [example] = data.examples
+    assert (data.shape, data.kind, data.dropped) == ("prompt/completions/labels, text", "steps", {})
+    assert labelled(data) == [list(zip(ENDS, [1.0, 1.0, 0.0], strict=True))]
+    assert TEXT.decode(example.prompt) == "<s>the fox"
+    assert TEXT.decode(example.completions[0]) == "".join(ENDS)  # and no EOS
+    assert (example.scores, example.trained) == ([0.0], [[True] * len(example.completions[0])])
+    right = STEPPED | {"completions": [" found"], "labels": [1]}
+    assert made(tmp_path, [right], "steps").examples[0].scores == [1.0]
+    assert "steps: 2 good, 1 bad" in data.describe().splitlines()
+
+
+def test_fewer_steps_are_fewer_of_the_same_tokens(tmp_path: Path) -> None:
+    """Even where a tokenizer would merge a step's end with the separator, or with the next step's start."""
+    whole = {"prompt": "a", "completions": [" x\n", "\n\n y.", "  z"], "labels": [1, 0, 1]}
+    rows = [whole | {"completions": whole["completions"][:n], "labels": whole["labels"][:n]} for n in (1, 2, 3)]  # type: ignore[index]
+    examples = made(tmp_path, rows, "steps", step_separator=r"\n\n").examples
+    for fewer, more in pairwise(examples):
+        size = len(fewer.completions[0])
+        assert more.prompt == fewer.prompt and more.completions[0][:size] == fewer.completions[0]
+        assert str(more.steps[0][:size]) == str(fewer.steps[0])  # type: ignore[index]
+    assert [label for label in examples[2].steps[0] if label == label] == [1.0, 0.0, 1.0]  # type: ignore[index]
+    [bare] = made(tmp_path, [STEPPED], "steps", step_separator="").examples
+    assert TEXT.decode(bare.completions[0]) == " found a key sun"
+
+
+def test_steps_may_answer_a_conversation_or_an_empty_prompt(tmp_path: Path) -> None:
+    talk = STEPPED | {"prompt": [user("q")]}
+    [example] = made(tmp_path, [talk], "steps", CHAT).examples
+    assert CHAT.decode(example.prompt) == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    assert CHAT.decode(example.completions[0]) == "".join(ENDS)
+    [empty] = made(tmp_path, [STEPPED | {"prompt": ""}], "steps").examples
+    assert TEXT.decode(empty.prompt) == "<s>"
+
+
+def test_an_answer_too_long_is_dropped_or_keeps_its_whole_steps(tmp_path: Path) -> None:
+    [whole] = made(tmp_path, [STEPPED], "steps").examples
+    ends = [n + 1 for n, label in enumerate((whole.steps or [[]])[0]) if label == label]
+    for room, left in ((ends[2] - 1, 2), (ends[1], 2), (ends[1] - 1, 1)):
+        limit = len(whole.prompt) + room
+        data = made(tmp_path, [STEPPED], "steps", max_length=limit, overlong="truncate")
+        assert labelled(data) == [list(zip(ENDS[:left], [1.0] * left, strict=True))]
+        assert (data.truncated, data.examples[0].scores) == (1, [1.0])  # the wrong step is cut away
+        assert len(data.examples[0].completions[0]) == len(data.examples[0].trained[0]) == ends[left - 1]
+    with pytest.raises(InputError, match="1 no whole step left after truncation"):
+        made(tmp_path, [STEPPED], "steps", max_length=len(whole.prompt) + ends[0] - 1, overlong="truncate")
+    with pytest.raises(InputError, match="1 longer than max_length"):
+        made(tmp_path, [STEPPED], "steps", max_length=len(whole.prompt) + ends[2] - 1)
+
+
+def test_the_labels_of_steps_are_shown(tmp_path: Path) -> None:
+    assert made(tmp_path, [STEPPED], "steps").show(TEXT).splitlines()[1:] == [
+        "prompt: '<s>the fox'",
+        r"score 0: ' found\n a key\n sun\n'",
+        r"  step right: ' found\n'",
+        r"  step right: ' a key\n'",
+        r"  step wrong: ' sun\n'",
+    ]
+
+
+WRONG_STEPS: dict[str, tuple[dict[str, Any], str]] = {
+    "number": ({"labels": [True]}, "steps and labels differ in number: 3 steps, 1 labels; give one label each"),
+    "three classes": ({"labels": [1, 0, -1]}, "'label' is a number; true or false is expected"),
+    "null label": ({"labels": [1, 0, None]}, "'label' is null; true or false is expected"),
+    "text label": ({"labels": [1, 0, "+"]}, "'label' is text; true or false is expected"),
+    "empty step": ({"completions": [" a", " ", " b"]}, r"a step is empty: completions\[1\]; leave it out"),
+    "no step": ({"completions": [], "labels": []}, "'completions' is a list; a list of at least one step"),
+    "a message": ({"completions": [[assistant("a")]] * 3}, "'step' is a list; text is expected"),
+    "one label": ({"labels": True}, "'labels' is true or false; a list with true or false for each step"),
+    "no labels": (
+        {"labels": ...},
+        r"'labels' is missing; the first row \(.*rows.jsonl:1\) is prompt/completions/labels",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_STEPS)
+def test_wrong_steps_are_named(name: str, tmp_path: Path) -> None:
+    change, message = WRONG_STEPS[name]
+    bad = {key: value for key, value in (STEPPED | change).items() if value is not ...}
+    with pytest.raises(InputError, match=f"rows.jsonl:2: {message}"):
+        made(tmp_path, [STEPPED, bad], "steps")
+    data = made(tmp_path, [STEPPED, bad], "steps", skip_bad=True)
+    assert (len(data), sum(data.dropped.values())) == (1, 1)
+
+
+def test_labels_of_steps_and_ratings_are_told_apart(tmp_path: Path) -> None:
+    rated = STEPPED | {"scores": [3, 2, 1]}
+    assert made(tmp_path, [rated], "pairs").shape == "prompt/rated completions, text"
+    for kind in ("pairs", "labels", "demonstrations", "ratings"):
+        with pytest.raises(InputError, match=f"holds steps .* needs {kind}; use a process reward model"):
+            made(tmp_path, [STEPPED], kind)
+    assert [record.prompt for record in made(tmp_path, [STEPPED], "prompts").rows] == ["the fox"]
+    with pytest.raises(InputError, match=r"holds pairs .* needs steps"):
+        made(tmp_path, PAIRS, "steps")
 
 
 def test_equal_texts_with_different_ratings_give_no_pair_and_are_counted(tmp_path: Path) -> None:
@@ -303,7 +541,7 @@ def test_no_row_is_longer_than_the_limit_and_none_is_lost_uncounted(
 
 
 def test_options_out_of_range_are_refused() -> None:
-    wrong: list[dict[str, Any]] = [{"max_length": 1}, {"overlong": "cut"}, {"train_on": "prompt"}]
+    wrong: list[dict[str, Any]] = [{"max_length": 1}, {"overlong": "cut"}, {"train_on": "prompt"}, {"ties": "keep"}]
     for options in wrong:
         with pytest.raises(ValueError, match=next(iter(options))):
             DataOptions(**options)

@@ -9,6 +9,7 @@ import pytest
 from chat_styles import CHATML
 
 from prefopt.data import DataOptions, Dataset, load
+from prefopt.records import InputError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 pytestmark = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the real data is not at ../shared/data")
@@ -17,6 +18,7 @@ IMPLICIT = "chosen/rejected with an implicit prompt, text, cut after the last co
 FILES: list[tuple[str, str, str, int, dict[str, int]]] = [
     # 2,312 pairs, 4 of them with an empty chosen answer
     ("hh-rlhf/test.jsonl.gz", "pairs", IMPLICIT, 2308, {"empty completion": 4}),
+    ("hh-rlhf/test.jsonl.gz", "ratings", IMPLICIT, 2308, {"empty completion": 4}),
     # 1,100 pairs, 6 of them with the same text twice
     (
         "llms-from-scratch/instruction-data-with-preference.json",
@@ -46,6 +48,7 @@ FILES: list[tuple[str, str, str, int, dict[str, int]]] = [
     ("llama-factory/glaive_toolcall_en_demo.json", "demonstrations", "messages, conversational, with tools", 300, {}),
     # every pair of ranked siblings
     ("oasst-sample/en_100_tree.jsonl", "pairs", "an OpenAssistant message tree, conversational", 754, {}),
+    ("oasst-sample/en_100_tree.jsonl", "ratings", "an OpenAssistant message tree, conversational", 212, {}),
     ("oasst-sample/en_100_message.jsonl", "pairs", "an OpenAssistant message tree, conversational", 754, {}),
     ("gsm8k/train.jsonl", "demonstrations", "question/answer, conversational", 7473, {}),
     # 1,319 questions with 4 answers each: 731 have both a right and a wrong one
@@ -55,6 +58,22 @@ FILES: list[tuple[str, str, str, int, dict[str, int]]] = [
         "question and solutions with is_correct, conversational",
         731,
         {"tied scores": 588},
+    ),
+    # to a reward model they are groups of 4
+    (
+        "gsm8k/example_model_solutions.jsonl",
+        "ratings",
+        "question and solutions with is_correct, conversational",
+        731,
+        {"tied scores": 588},
+    ),
+    # 432 questions have no right answer to imitate
+    (
+        "gsm8k/example_model_solutions.jsonl",
+        "demonstrations",
+        "question and solutions with is_correct, conversational",
+        887,
+        {"no answer is right, not a demonstration": 432},
     ),
     (
         "gsm8k/example_model_solutions.jsonl",
@@ -93,9 +112,14 @@ def read(name: str, tokenizer: Any, kind: Any, **options: Any) -> Dataset:
 def test_a_real_file_is_read_whole(
     name: str, kind: str, shape: str, num: int, dropped: dict[str, int], gpt2: Any
 ) -> None:
-    data = read(name, gpt2, kind)
+    data = read(name, gpt2, kind, ties="drop")
     assert (data.shape, len(data), data.dropped) == (shape, num, dropped)
     assert all(example.prompt and all(example.completions) for example in data.examples)
+
+
+def test_a_question_that_all_answers_fail_or_solve_stops_the_comparison(gpt2: Any) -> None:
+    with pytest.raises(InputError, match=r"example_model_solutions.jsonl:3: tied scores: all 4 completions score 0"):
+        read("gsm8k/example_model_solutions.jsonl", gpt2, "ratings")
 
 
 def test_hh_pairs_end_their_prompt_at_the_assistant_s_turn(gpt2: Any) -> None:

@@ -67,6 +67,11 @@ KINDS: dict[str, tuple[dict[str, Any], str, str]] = {
     "text": ({"text": "t"}, "demonstrations", "text, text"),
     "kto": ({"messages": TALK, "kto_tag": False}, "labels", "messages/label, conversational"),
     "tools": ({"messages": TALK, "tools": [CALL]}, "demonstrations", "messages, conversational, with tools"),
+    "steps": (
+        {"prompt": "p", "completions": ["a", "b"], "labels": [True, False]},
+        "steps",
+        "prompt/completions/labels, text",
+    ),
     "rated": (
         {"prompt": "p", "completions": ["a", "b"], "scores": [1, 2.5]},
         "ratings",
@@ -148,13 +153,16 @@ def test_rated_completions_in_their_forms() -> None:
         read({"prompt": "p", "completions": ["a", "b"]})
 
 
-def test_a_pair_whose_scores_tie_or_contradict_it_is_dropped_with_that_reason() -> None:
+def test_a_pair_has_its_own_scores_where_the_row_gives_both() -> None:
     row = {"prompt": "p", "chosen": "a", "rejected": "b", "score_rejected": 2}
-    assert one(row | {"score_chosen": 3})[2] == [1.0, 0.0]
-    with pytest.raises(Dropped, match="tied scores"):
-        read(row | {"score_chosen": 2.0})
-    with pytest.raises(Dropped, match="chosen scored below rejected"):
-        read(row | {"score_chosen": 1})
+    assert one(row)[2] == one(row | {"score_chosen": None})[2] == [1.0, 0.0]
+    assert one(row | {"score_chosen": 3})[2] == [3.0, 2.0]
+    assert one({"instruction": "p", "chosen": "a", "rejected": "b", "score_chosen": 3, "score_rejected": 2})[2] == [
+        3,
+        2,
+    ]
+    with pytest.raises(RowError, match="'score_chosen' is true or false; a number is expected"):
+        read(row | {"score_chosen": True})
 
 
 def test_conversations_are_cut_where_both_still_answer() -> None:
