@@ -6,6 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from prefopt import config
+from prefopt.models.heads import AUTO, LABELS, HeadKind
+
+
+def _use(head: HeadKind, name: str, is_adapter: bool) -> str:
+    """Code that loads the result, and of a reward model that scores a text with it."""
+    auto = AUTO[head].replace("AutoModel", "AutoPeftModel") if is_adapter else AUTO[head]
+    lines = [f"from {'peft' if is_adapter else 'transformers'} import {auto}", "from transformers import AutoTokenizer"]
+    lines += ["", f'tokenizer = AutoTokenizer.from_pretrained("{name}")']
+    more = f", num_labels={len(LABELS[head])}, pad_token_id=tokenizer.pad_token_id" if head in LABELS else ""
+    lines.append(f'model = {auto}.from_pretrained("{name}"{more if is_adapter else ""})')
+    if head == "completion":
+        lines += ["# prompt and answer as they were trained on, the end token included", *_SCORE]
+    if head == "steps":
+        lines += ["# prompt and solution; read the probability at each step's last token", *_STEPS]
+    return "\n".join(lines)
+
+
+_SCORE = [
+    'inputs = tokenizer([prompt + answer + tokenizer.eos_token], padding=True, return_tensors="pt")',
+    "scores = model(**inputs).logits[:, 0]",
+]
+_STEPS = [
+    'inputs = tokenizer([prompt + solution], padding=True, return_tensors="pt")',
+    "right = model(**inputs).logits.softmax(-1)[:, :, 1]",
+]
 
 
 def write_card(folder: Path, objective: Any, settings: dict[str, Any], summary: dict[str, Any]) -> None:
@@ -22,14 +47,6 @@ def write_card(folder: Path, objective: Any, settings: dict[str, Any], summary: 
     data = summary["data"]
     dropped = "".join(f"\n- dropped {count:,}: {reason}" for reason, count in data["dropped"].items())
     is_adapter = (folder / "adapter_config.json").exists()
-    loading = (
-        f'model = AutoPeftModelForCausalLM.from_pretrained("{folder.name}")'
-        if is_adapter
-        else f'model = AutoModelForCausalLM.from_pretrained("{folder.name}")'
-    )
-    package = (
-        "from peft import AutoPeftModelForCausalLM" if is_adapter else "from transformers import AutoModelForCausalLM"
-    )
     hub_base = "" if Path(run.model).exists() else f"base_model: {run.model}\n"
     text = f"""---
 library_name: {"peft" if is_adapter else "transformers"}
@@ -49,11 +66,7 @@ library_name: {"peft" if is_adapter else "transformers"}
 
 ## Use
 ```python
-{package}
-from transformers import AutoTokenizer
-
-{loading}
-tokenizer = AutoTokenizer.from_pretrained("{folder.name}")
+{_use(objective.facts.head, folder.name, is_adapter)}
 ```
 
 ## Settings

@@ -108,7 +108,7 @@ class Journal:
         self._show(step, values)
 
     def _show(self, step: int, values: dict[str, float]) -> None:
-        shown = ("loss", "rewards/margins", "rewards/accuracies", "grad_norm", "tokens_per_second")
+        shown = ("loss", "rewards/margins", "rewards/accuracies", "accuracy", "grad_norm", "tokens_per_second")
         evaluation = any(name.startswith("eval/") for name in values)
         text = "  ".join(
             f"{name} {value:.4g}"

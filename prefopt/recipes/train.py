@@ -127,7 +127,9 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
     journal.say(data.describe())
     objective = _settled(objective, data, held_out, journal)
     clock.lap("data")
-    loaded = load_model(run.model, settings["model"], ranks.device())
+    loaded = load_model(run.model, settings["model"], ranks.device(), objective.facts.head)
+    loaded.tokenizer.chat_template = tokenizer.chat_template
+    tokenizer = loaded.tokenizer  # a score head comes with padding of its own
     policy = _policy(loaded, settings, objective, journal)
     _refuse_long_rows(policy, [data, held_out])
     source = _source(data, loop, run.seed, objective.facts.least)
@@ -212,6 +214,8 @@ def save(policy: Policy, tokenizer: Any, folder: Path) -> Path:
     extra: dict[str, Any] = {"state_dict": whole_state(policy.model)} if sharded else {}
     if is_adapted(policy.model):
         extra["selected_adapters"] = ["default"]
+        if policy.scorer is not None:
+            extra["save_embedding_layers"] = False  # they grew by the padding token at most, which is never read
     if ranks.is_main():
         with policy.ordinary() as model:
             model.save_pretrained(folder, **extra)
