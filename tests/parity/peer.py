@@ -7,7 +7,7 @@ collator and `compute_loss` run unchanged. prefopt runs its own update on the sa
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,14 @@ def assert_differ(ours: Said, theirs: Said) -> None:
 
 # ---------------------------------------------------------------- TRL's side
 
+# metrics of pairs that both log under one name
+REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+LOGPS = ("logps/chosen", "logps/rejected")
+
+
+def same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
 
 @dataclass
 class Peer:
@@ -181,7 +189,8 @@ class Peer:
 
     def logged(self, name: str) -> float:
         """TRL's latest value of a metric."""
-        return float(self.trainer._metrics["train"][name][-1])
+        store = getattr(self.trainer, "_metrics", None) or self.trainer._stored_metrics
+        return float(store["train"][name][-1])
 
 
 SETTINGS = {
@@ -311,6 +320,15 @@ class Ours:
         """Loss and gradient of one update on the rows, in passes of at most so many tokens."""
         seen = one_update(objective, Batch.of(rows), self.models, tokens)
         return Said(seen.metrics["loss"], seen.gradient)
+
+
+def assert_same_metrics(peer: Peer, objective: Any, names: Mapping[str, str], model: Any = None) -> None:
+    """On all rows as one batch, prefopt's metrics are TRL's; names: prefopt's name -> TRL's."""
+    peer.said()
+    models = Ours(extras(objective), model).models
+    ours = one_update(objective, Batch.of(peer.examples), models).metrics
+    theirs = {name: peer.logged(its) for name, its in names.items()}
+    assert {name: ours[name] for name in names} == pytest.approx(theirs, rel=TOLERANCE, abs=TOLERANCE)
 
 
 @dataclass(frozen=True)

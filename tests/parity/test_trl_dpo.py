@@ -29,7 +29,9 @@ import pytest
 import torch
 from laws import llama
 from peer import (
+    LOGPS,
     REFERENCE,
+    REWARDS,
     Fed,
     Ours,
     alone,
@@ -37,9 +39,11 @@ from peer import (
     assert_differ,
     assert_equal,
     assert_parity,
+    assert_same_metrics,
     mean_of,
     on_pairs,
     pairs,
+    same,
     step,
 )
 
@@ -106,8 +110,14 @@ SAME = {
 
 @pytest.mark.parametrize("name", SAME)
 def test_loss_and_gradient_are_those_of_trl(name: str, tmp_path: Path) -> None:
-    same = SAME[name]
-    assert_parity(on_pairs("DPO", ROWS, tmp_path, **same.theirs), same.ours)
+    case = SAME[name]
+    assert_parity(on_pairs("DPO", ROWS, tmp_path, **case.theirs), case.ours)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "sigmoid, other beta", "hinge", "apo_zero", "use_weighting", "aot"])
+def test_metrics_of_one_name_have_one_value(name: str, tmp_path: Path) -> None:
+    case = SAME[name]
+    assert_same_metrics(on_pairs("DPO", ROWS, tmp_path, **case.theirs), case.ours, same(*REWARDS, *LOGPS))
 
 
 # ---------------------------------------------------------------- intended differences
