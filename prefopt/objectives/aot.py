@@ -62,7 +62,7 @@ class AOT:
         failures="`loss` falls and `rewards/accuracies` stays near 0.5: completions differ more between prompts than "
         "within a pair, so ranks say little about pairs; `pairing` paired, or DPO. "
         "The result is DPO's: the update is too small to sort; a larger `batch_size`, 32 or more. "
-        "Slower than DPO: every update scores its rows once more without gradient, to sort them.",
+        "Slower than DPO: every update scores its rows once more without gradient, to sort them; `dpo` does not.",
     )
 
     def __post_init__(self) -> None:

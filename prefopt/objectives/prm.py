@@ -16,11 +16,11 @@ from prefopt.objectives.facts import Facts, Nothing
 class ProcessReward:
     """-label log s(v) - (1 - label) log(1 - s(v)), averaged over labelled steps; v is the score at a step's last token.
 
-    loss = 1/S sum over steps of cross-entropy(label, s(v))
-      v = the score read at the step's last token
-      label = 1 for a right step, 0 for a wrong one; a share in between for the estimated chance to end well
-      S = number of labelled steps
-      s = logistic function; s(v) is the probability that the step is right
+        loss = 1/S sum over steps of cross-entropy(label, s(v))
+          v = the score read at the step's last token
+          label = 1 for a right step, 0 for a wrong one; a share in between for the estimated chance to end well
+          S = number of labelled steps
+          s = logistic function; s(v) is the probability that the step is right
     Lightman et al. 2023, arXiv:2305.20050; estimated labels: Wang et al. 2023, arXiv:2312.08935.
     """
 

@@ -17,13 +17,13 @@ from prefopt.objectives.facts import Facts, Nothing
 class RewardModel:
     """-log s(r_better - r_worse - m), averaged over the comparisons of a prompt; r is one score of a whole completion.
 
-    pairs:    loss = 1/P sum over pairs [ -log s(r_i - r_j - m_ij) + centering (r_i + r_j)^2 ]
-    listwise: loss = sum over i [ -log( e^r_i / (e^r_i + sum over j below i of e^(r_j + m_ij)) ) ] + the same centring
-      r_i = the score read at completion i's last token
-      i, j = completions of one prompt, i labelled better than j; ties and unlabelled ones are not compared
-      P = number of such pairs of the prompt
-      m_ij = margin x (label of i - label of j)
-      s = logistic function
+        pairs:    loss = 1/P sum over pairs [ -log s(r_i - r_j - m_ij) + centering (r_i + r_j)^2 ]
+        listwise: loss = sum over i [ -log( e^r_i / (e^r_i + sum over j below i of e^(r_j + m_ij)) ) ] + the same centring
+          r_i = the score read at completion i's last token
+          i, j = completions of one prompt, i labelled better than j; ties and unlabelled ones are not compared
+          P = number of such pairs of the prompt
+          m_ij = margin x (label of i - label of j)
+          s = logistic function
     pairs is Bradley-Terry, listwise is Plackett-Luce: a ranking as choices of the best among what is left.
     With two completions the two are equal. The mean is over prompts, so a prompt with many answers counts once.
     Ouyang et al. 2022, arXiv:2203.02155, equation 1 (pairs); Zhu et al. 2023, arXiv:2301.11270 (listwise).
