@@ -282,9 +282,8 @@ def overview(width: int) -> str:
     lines.append("")
     for note in OVERVIEW_NOTES:
         lines += wrapped(note, 2, width, "")
-    return "\n".join(
-        [*lines, "", "`prefopt objectives dpo` has the formula, options, healthy metrics and failures of one."]
-    )
+    more = "`prefopt objectives dpo` has the formula, options, healthy metrics and failures of one."
+    return "\n".join([*lines, "", *wrapped(more, 0, width)])
 
 
 def choices() -> list[Choice]:
@@ -306,7 +305,7 @@ def objective_text(name: str, width: int) -> str:
     size = max(len(label) for label, _ in rows)
     for label, text in rows:
         lines += wrapped(text, size + 4, width, f"  {label:<{size}}  ")
-    lines += ["", "Options (besides those that every run has: `prefopt train NAME --help`)".replace("NAME", name)]
+    lines += ["", *wrapped(f"Options of its own; `prefopt train {name} --help` adds those of every run", 0, width)]
     for option in config.describe({"objective": config.objectives()[name].section}):
         lines += option_lines(option, width)
     if not facts["options"]:
@@ -376,6 +375,8 @@ def metric_page(name: str | None, width: int) -> str:
 def nearest_metric(name: str) -> str | None:
     """The metric most like `name`, by its whole name or by what follows the `/`."""
     endings = {known.rpartition("/")[2]: known for known in reversed(METRICS)}
+    if name in endings:
+        return endings[name]
     return config.nearest(name, METRICS) or endings.get(config.nearest(name, endings) or "")
 
 
@@ -399,4 +400,4 @@ def metrics_text(width: int) -> str:
         (name, BETTER[known.sign].split()[0], known.unit or "-", known.definition) for name, known in METRICS.items()
     ]
     note = "`prefopt explain NAME` says more; `eval/NAME` is the same on held-out rows."
-    return "\n".join([*table([("name", "better", "unit", "what it is"), *rows], width), "", note])
+    return "\n".join([*table([("name", "better", "unit", "what it is"), *rows], width), "", *wrapped(note, 0, width)])
