@@ -18,7 +18,7 @@ class RewardModel:
     """-log s(r_better - r_worse - m), averaged over the comparisons of a prompt; r is one score of a whole completion.
 
         pairs:    loss = 1/P sum over pairs [ -log s(r_i - r_j - m_ij) + centering (r_i + r_j)^2 ]
-        listwise: loss = sum over i [ -log( e^r_i / (e^r_i + sum over j below i of e^(r_j + m_ij)) ) ] + the same centring
+        listwise: loss = sum over i [ -log( e^r_i / (e^r_i + sum over j below i of e^(r_j + m_ij)) ) ] + centring
           r_i = the score read at completion i's last token
           i, j = completions of one prompt, i labelled better than j; ties and unlabelled ones are not compared
           P = number of such pairs of the prompt
