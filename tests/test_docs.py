@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -120,12 +121,20 @@ def settings(page: str) -> Iterator[tuple[str, str]]:
             yield found[1], found[2]
 
 
+def accepts(objective: str, key: str, value: str) -> bool:
+    """Whether a run with this objective has the option and takes the value."""
+    required = {"model": "m", "data": "d", "out": "o"}
+    try:
+        config.resolve(sections(objective), required, config.parse_overrides([f"{key}={value}"]))
+    except InputError:
+        return False
+    return True
+
+
 @every_page
 def test_every_setting_is_of_an_option_and_its_type(page: str) -> None:
-    required = {"model": "m", "data": "d", "out": "o"}
     for key, value in settings(page):
-        layer = config.parse_overrides([f"{key}={value}"])
-        config.resolve(sections("dpo"), required, layer)
+        assert any(accepts(name, key, value) for name in EVERY), f"{key}={value}"
 
 
 @every_page
@@ -234,13 +243,37 @@ def test_every_example_is_read_as_what_its_heading_says(heading: str, body: str,
         assert len(dataset) >= len(body.splitlines()) >= 2 and not dataset.dropped
 
 
-def test_the_table_of_metrics_is_the_registry() -> None:
-    rows = [line for line in PAGES["docs/metrics.md"].splitlines() if line.startswith("| `")]
-    registered = [
-        f"| `{name}` | {metric.definition} | {metric.unit or '-'} | {metric.healthy} |"
-        for name, metric in metrics.METRICS.items()
-    ]
-    assert rows == registered
+# ---------------------------------------------------------------- generated parts
+
+
+def generator() -> Any:
+    """docs/generate.py as a module."""
+    found = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert found and found.loader
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@every_page
+def test_generated_parts_say_what_the_source_says(page: str) -> None:
+    assert generator().written(PAGES[page]) == PAGES[page], f"{page} is behind the source; run `make docs`"
+
+
+def test_every_part_that_is_generated_is_on_a_page() -> None:
+    parts = [found[1] for page in PAGES.values() for found in generator().PART.finditer(page)]
+    assert sorted(parts) == sorted(generator().PARTS)
+
+
+def test_a_page_behind_the_source_is_seen() -> None:
+    page = PAGES["docs/metrics.md"]
+    assert generator().written(page.replace("| `nll` |", "| `nil` |")) == page != page.replace("| `nll` |", "| `nil` |")
+
+
+def test_plain_text_stays_plain_text_on_a_page() -> None:
+    said = generator().prose("a * b * c is < d, `x*y < z`, arXiv:2305.18290 eq. 7")
+    expected = r"a \* b \* c is &lt; d, `x*y < z`, [arXiv:2305.18290](https://arxiv.org/abs/2305.18290) eq. 7"
+    assert said == expected and generator().row(["|r|", "b"]) == r"| \|r\| | b |"
 
 
 # ---------------------------------------------------------------- Python
