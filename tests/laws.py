@@ -28,6 +28,7 @@ from prefopt.batch import Batch
 from prefopt.budget import Budget
 from prefopt.loop import Models, Step, update
 from prefopt.models.policy import Policy
+from prefopt.objectives.facts import extras as extra_outputs
 from prefopt.records import Example
 
 VOCABULARY = 29
@@ -188,6 +189,11 @@ def apart(seed: int = 0, layout: Any = "tree", extras: Sequence[str] = (), head:
     return Models(Policy(gpt_neox(seed, head=head), layout, **dict.fromkeys(extras, True)), reference)
 
 
+def far(objective: Any, **options: Any) -> Models:
+    """A policy, with the head that the objective trains, and a reference that is far from it."""
+    return apart(extras=extra_outputs(objective), head=objective.facts.head, **options)
+
+
 def together(seed: int = 0, extras: Sequence[str] = (), head: str = "language") -> Models:
     """A policy that is its own reference: the start of training."""
     policy = Policy(gpt_neox(seed, head=head), **dict.fromkeys(extras, True))
@@ -241,18 +247,27 @@ def save_model(folder: Path, seed: int = 0, architecture: str = "llama") -> Path
 
 
 def write_rows(path: Path, data: str, num: int = 24, seed: int = 0) -> Path:
-    """Text rows in the usual columns. Pairs: the chosen answer says `good`; demonstrations: the answer is chosen."""
+    """Text rows in the usual columns. The good answer says `good`, the bad one `bad`; demonstrations are good.
+
+    Ratings: a third answer says nothing of either. Steps: right ones say `good`, wrong ones `bad`.
+    """
     draw = random.Random(seed)
 
     def words(count: int) -> str:
         return " ".join(draw.choice(WORDS[:8]) for _ in range(count))
 
     lines = []
-    for _ in range(num):
+    for number in range(num):
         prompt = words(draw.randint(1, 4)) + " :"
         chosen, rejected = f" good {words(draw.randint(0, 3))}".rstrip(), f" bad {words(draw.randint(0, 5))}".rstrip()
-        row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-        lines.append(json.dumps(row if data == "pairs" else {"prompt": prompt, "completion": chosen}))
+        forms: dict[str, dict[str, Any]] = {
+            "pairs": {"chosen": chosen, "rejected": rejected},
+            "demonstrations": {"completion": chosen},
+            "labels": {"completion": rejected if number % 2 else chosen, "label": not number % 2},
+            "ratings": {"completions": [rejected, f" one {words(2)}", chosen], "scores": [1, 2, 4]},
+            "steps": {"completions": [chosen, rejected, chosen], "labels": [True, False, True]},
+        }
+        lines.append(json.dumps({"prompt": prompt, **forms[data]}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

@@ -16,6 +16,7 @@ from laws import (
     EVERYTHING,
     apart,
     batch_of,
+    far,
     gpt_neox,
     logp_by_hand,
     one_update,
@@ -28,7 +29,6 @@ from variants import ALL
 
 from prefopt import metrics
 from prefopt.batch import Batch, Outputs, parts
-from prefopt.loop import Models
 from prefopt.models.policy import Policy, per_token
 from prefopt.objectives.facts import extras
 
@@ -37,11 +37,6 @@ every_objective = pytest.mark.parametrize("objective", list(ALL.values()), ids=l
 
 def data_of(objective: Any, **options: Any) -> Batch:
     return batch_of(objective.facts.data, **options)
-
-
-def far(objective: Any, **options: Any) -> Models:
-    """A policy, with the head that the objective trains, and a reference that is far from it."""
-    return apart(extras=extras(objective), head=objective.facts.head, **options)
 
 
 def read(objective: Any, batch: Batch) -> torch.Tensor:

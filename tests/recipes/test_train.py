@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import yaml
 from laws import largest_difference, save_model, weights, word_tokenizer, write_rows
 from peft import PeftModel
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prefopt
 from prefopt import config, metrics
+from prefopt.models.heads import AUTO
 from prefopt.models.policy import Policy
 from prefopt.objectives import DPO, EVERY, SFT
 from prefopt.preflight import PreflightError
@@ -157,8 +159,8 @@ def test_second_run_takes_the_reference_from_the_cache(model_dir, pairs, tmp_pat
 
 @pytest.mark.parametrize("objective", [cls() for cls in EVERY.values()], ids=list(EVERY))
 @pytest.mark.parametrize("lora_rank", [0, 4])
-def test_gradient_checkpointing_changes_memory_only(objective, lora_rank, model_dir, pairs, demonstrations, tmp_path):
-    data = pairs if objective.facts.data == "pairs" else demonstrations
+def test_gradient_checkpointing_changes_memory_only(objective, lora_rank, model_dir, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", objective.facts.data)
     ends = []
     for on in (False, True):
         result = run(objective, model_dir, data, tmp_path / str(on), gradient_checkpointing=on, lora_rank=lora_rank)
@@ -168,11 +170,11 @@ def test_gradient_checkpointing_changes_memory_only(objective, lora_rank, model_
 
 
 @pytest.mark.parametrize("objective", [cls() for cls in EVERY.values()], ids=list(EVERY))
-def test_bfloat16_weights_learn_and_stay_bfloat16(objective, model_dir, pairs, demonstrations, tmp_path):
-    data = pairs if objective.facts.data == "pairs" else demonstrations
+def test_bfloat16_weights_learn_and_stay_bfloat16(objective, model_dir, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", objective.facts.data)
     result = run(objective, model_dir, data, tmp_path / "run", dtype="bfloat16", max_steps=8)
     assert result.summary["end"]["eval/loss"] < result.summary["start"]["eval/loss"] - 0.02
-    model = AutoModelForCausalLM.from_pretrained(result.model_dir, dtype="auto")
+    model = getattr(transformers, AUTO[objective.facts.head]).from_pretrained(result.model_dir, dtype="auto")
     assert next(model.parameters()).dtype == torch.bfloat16
 
 
