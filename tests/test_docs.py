@@ -16,7 +16,7 @@ import pytest
 import yaml
 from laws import save_model
 
-from prefopt import cli, config, metrics
+from prefopt import catalogue, cli, config, metrics
 from prefopt.data import load
 from prefopt.data.shapes import KNOWN, SHAPES
 from prefopt.objectives import EVERY
@@ -328,3 +328,16 @@ def test_the_example_objective_passes_the_laws(added: Any) -> None:
                 cases = [{**case, mark.args[0]: value} for case in cases for value in mark.args[1]]
         for case in cases:
             law(objective=added, **case)
+
+
+def test_the_example_objective_says_all_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_catalogue import missing
+
+    folder = tmp_path / "prefopt" / "objectives"
+    folder.mkdir(parents=True)
+    facts = (config.PACKAGE / "objectives" / "facts.py").read_text(encoding="utf-8")
+    (folder / "facts.py").write_text(facts, encoding="utf-8")
+    (folder / "separation.py").write_text(blocks("CONTRIBUTING.md", "python")[0], encoding="utf-8")
+    monkeypatch.setattr(config, "PACKAGE", folder.parent)
+    monkeypatch.setattr(config, "objectives", config.objectives.__wrapped__)
+    assert missing(catalogue.objective("separation")) == []
