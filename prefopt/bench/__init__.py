@@ -1,9 +1,9 @@
 """The enumerable bench: small worlds whose every completion, probability and reward is known exactly."""
 
 from prefopt.bench.examples import Judge, demonstrations, labels, pairs, ratings, steps
-from prefopt.bench.measures import Measure, Point, best_at, best_of, frontier, measure, point, regret, tilted
-from prefopt.bench.space import Lookup, Space, exact_logp
-from prefopt.bench.training import Run, Training, run
+from prefopt.bench.measures import Measure, Point, best_at, best_of, frontier, measure, point, price, regret, tilted
+from prefopt.bench.space import Lookup, Space, exact_logp, exact_values
+from prefopt.bench.training import Run, Training, learn_reward, run
 from prefopt.bench.worlds import World, world
 
 __all__ = [
@@ -19,11 +19,14 @@ __all__ = [
     "best_of",
     "demonstrations",
     "exact_logp",
+    "exact_values",
     "frontier",
     "labels",
+    "learn_reward",
     "measure",
     "pairs",
     "point",
+    "price",
     "ratings",
     "regret",
     "run",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prefopt.bench.worlds import World
 
+CHEAPEST = math.exp(-16)  # rewards per nat
 CLOSE = 1e-4  # nats from the reference below which a gain is not compared with the best possible one
 
 
@@ -101,16 +102,24 @@ def best_at(world: World, distance: float) -> float:
     """
     if distance <= 0:
         return expected(world.reference, world.gold)
-    low, high = -16.0, 16.0  # log beta
-    if frontier(world, math.exp(low)).kl <= distance:
-        return frontier(world, math.exp(low)).gold
-    while high - low > 1e-13 * max(1.0, abs(low)):
+    beta = price(world.reference, world.gold, distance)
+    near = frontier(world, beta)
+    return near.gold + beta * max(distance - near.kl, 0.0) * (beta > CHEAPEST)  # the slope is beta
+
+
+def price(reference: Tensor, reward: Tensor, distance: float) -> float:
+    """The beta whose tilted policy is KL `distance` nats, above 0, from the reference, by bisection.
+
+    The cheapest there is, e^-16, where no tilted policy goes as far: then it is all but certain of the best completion.
+    """
+    low, high = math.log(CHEAPEST), 16.0  # log beta
+    if kl(tilted(reference, reward, CHEAPEST), reference) <= distance:
+        return CHEAPEST
+    while high - low > 1e-13 * max(1.0, abs(low), abs(high)):
         middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if frontier(world, math.exp(middle)).kl > distance else (low, middle)
-    near = frontier(world, math.exp(high))
-    return near.gold + math.exp(high) * (distance - near.kl)  # the slope is beta; what bisection left over
+        too_far = kl(tilted(reference, reward, math.exp(middle)), reference) > distance
+        low, high = (middle, high) if too_far else (low, middle)
+    return math.exp(high)
 
 
 def regret(world: World, logp: Tensor, beta: float) -> float:

@@ -151,6 +151,29 @@ def exact_logp(model: Any, space: Space) -> Tensor:
         return space.along(next_logp(model, space)).sum(2)
 
 
+def exact_values(model: Any, space: Space) -> Tensor:
+    """The score that a reward model gives each token of each completion, [P, C, L] float64, without gradient.
+
+    It is read at the token itself, so a completion's is that of its last token; 0 after the end.
+    """
+    tokens = space.tokens[space.real]  # of all completions end to end
+    found = torch.zeros(len(space.prompts), *space.tokens.shape, dtype=torch.float64)
+    for p, prompt in enumerate(space.prompts):
+        batch = Batch(
+            prompts=Ragged(prompt, torch.tensor([len(prompt)])),
+            completions=Ragged(tokens, space.lengths),
+            group=torch.zeros(len(space.tokens), dtype=torch.int64),
+            trained=torch.ones(len(tokens), dtype=torch.bool),
+            score=torch.zeros(len(space.tokens)),
+        )
+        with torch.no_grad():
+            value = Policy(model, "padded")(batch).value
+        if value is None:
+            raise ValueError("the model has no score head")
+        found[p][space.real] = value.double()
+    return found
+
+
 class Lookup:
     """Log-probs of a batch's tokens read from a table [P, C, L]: a reference that costs no forward pass."""
 

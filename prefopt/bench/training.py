@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import GPTNeoXForSequenceClassification, GPTNeoXForTokenClassification
+
 from prefopt.bench.measures import Measure, measure
-from prefopt.bench.space import exact_logp
+from prefopt.bench.space import exact_logp, exact_values
 from prefopt.bench.worlds import World
 from prefopt.budget import Budget
 from prefopt.data.source import Offline
-from prefopt.loop import LoopOptions, Models, train
+from prefopt.loop import Listener, LoopOptions, Models, train
+from prefopt.models.heads import HeadKind, fresh
 from prefopt.models.policy import Policy
 from prefopt.models.reference import Copied
 from prefopt.objectives.facts import extras, settled
@@ -65,7 +72,6 @@ def run(world: World, objective: Any, examples: Sequence[Example], training: Tra
     """
     wanted: Any = dict.fromkeys(extras(objective), True)
     policy = Policy(world.policy_model(), "padded", **wanted)
-    objective = settled(objective, examples)
     moving = training.reference_sync_steps
     reference: Any = Copied.of(policy, Budget(EVERYTHING)) if moving else world.lookup()
     points = [(0, measure(world, exact_logp(policy.model, world.space)))]
@@ -76,6 +82,26 @@ def run(world: World, objective: Any, examples: Sequence[Example], training: Tra
         if step % training.every == 0 or step == training.steps:
             points.append((step, measure(world, exact_logp(policy.model, world.space))))
 
+    _train(Models(policy, reference), objective, examples, training, listen)
+    return Run(policy.model, points)
+
+
+def learn_reward(world: World, objective: Any, examples: Sequence[Example], training: Training = DEFAULT) -> Tensor:
+    """The reward of every completion as a model learns it that starts from the reference with a new head, [P, C].
+
+    The policy that any amount of reinforcement learning on it could at best come to is `tilted(reference, reward, b)`.
+    Of a process reward model: the log of the probability that all steps are right.
+    """
+    model = _scorer(world, objective.facts.head, training.seed)
+    _train(Models(Policy(model, "padded")), objective, examples, training, lambda step, metrics: None)
+    value = exact_values(model, world.space)  # [P, C, L]
+    if objective.facts.head == "steps":
+        return (F.logsigmoid(value) * world.space.real).sum(2)
+    return value[:, torch.arange(len(world.space.tokens)), world.space.lengths - 1]
+
+
+def _train(models: Any, objective: Any, examples: Sequence[Example], training: Training, listen: Listener) -> None:
+    objective = settled(objective, examples)
     source = Offline(
         examples,
         training.batch_size,
@@ -84,14 +110,26 @@ def run(world: World, objective: Any, examples: Sequence[Example], training: Tra
         least=objective.facts.least,
     )
     train(
-        Models(policy, reference),
+        models,
         objective,
         source,
-        Updater(policy.model.parameters()),
+        Updater(models.policy.model.parameters()),
         LoopOptions(schedule="linear", warmup=min(1.0, WARM / training.steps)),
         peak=training.learning_rate,
         steps=training.steps,
         budget=Budget(EVERYTHING, repeat=True),
         listeners=[listen],
     )
-    return Run(policy.model, points)
+
+
+def _scorer(world: World, kind: HeadKind, seed: int) -> Any:
+    """The reference with a new score head in place of its own."""
+    config = copy.deepcopy(world.model.config)
+    config.num_labels = 2 if kind == "steps" else 1
+    classifier: Any = GPTNeoXForTokenClassification if kind == "steps" else GPTNeoXForSequenceClassification
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = classifier(config)
+        fresh(model, kind)
+    model.base_model.load_state_dict(world.model.base_model.state_dict())
+    return model.to(next(world.model.parameters()).dtype).eval()
