@@ -1,13 +1,32 @@
 """Objectives: what is minimised, one file each. `EVERY` is the one table from name to class."""
 
 from prefopt.objectives.aot import AOT
+from prefopt.objectives.cpo import CPO
 from prefopt.objectives.dpo import DPO
 from prefopt.objectives.facts import Facts, Nothing, Objective
 from prefopt.objectives.ipo import IPO
+from prefopt.objectives.orpo import ORPO
 from prefopt.objectives.prm import ProcessReward
 from prefopt.objectives.reward import RewardModel
 from prefopt.objectives.sft import SFT
+from prefopt.objectives.simpo import SimPO
 
-EVERY: dict[str, type] = {cls.facts.name: cls for cls in (SFT, RewardModel, ProcessReward, DPO, IPO, AOT)}
+EVERY: dict[str, type] = {
+    cls.facts.name: cls for cls in (SFT, RewardModel, ProcessReward, DPO, IPO, AOT, SimPO, CPO, ORPO)
+}
 
-__all__ = ["AOT", "DPO", "EVERY", "IPO", "SFT", "Facts", "Nothing", "Objective", "ProcessReward", "RewardModel"]
+__all__ = [
+    "AOT",
+    "CPO",
+    "DPO",
+    "EVERY",
+    "IPO",
+    "ORPO",
+    "SFT",
+    "Facts",
+    "Nothing",
+    "Objective",
+    "ProcessReward",
+    "RewardModel",
+    "SimPO",
+]
