@@ -347,15 +347,24 @@ def choices(kind: Any) -> list[Any]:
 
 
 def accepted(cls: type, required: dict[str, Any], name: str) -> list[Any]:
-    """Instances of `cls` with one option moved off its default, through the same check as a user's value."""
-    found = []
-    for value in POOL + choices(config.types_of(cls)[name]):
-        try:
-            found.append(config.resolve({"it": cls}, {**required, name: value})["it"])
-        except InputError:
-            continue
-    default = config.resolve({"it": cls}, required)["it"]
-    return [instance for instance in found if getattr(instance, name) != getattr(default, name)]
+    """Instances of `cls` with one option moved off its default, through the same check as a user's value.
+
+    An option that needs a certain value of another gets it.
+    """
+    kinds = config.types_of(cls)
+    companions = [{other: choice} for other in kinds if other != name for choice in choices(kinds[other])]
+    for beside in [{}, *companions]:
+        found = []
+        for value in POOL + choices(kinds[name]):
+            try:
+                found.append(config.resolve({"it": cls}, {**required, **beside, name: value})["it"])
+            except InputError:
+                continue
+        default = config.resolve({"it": cls}, required)["it"]
+        moved = [instance for instance in found if getattr(instance, name) != getattr(default, name)]
+        if moved:
+            return moved
+    return []
 
 
 @pytest.mark.parametrize(
