@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,8 @@ from prefopt.data.shapes import last_reply
 from prefopt.records import Example, InputError
 
 TrainOn = Literal["assistant", "completion", "all"]
-Found = dict[tuple[bool, str], tuple[list[int], list[Span]]]  # (special tokens added, text) -> ids and their spans
+Side = tuple[list[int], list[bool]]  # token ids, and which of them are trained
+Found = dict[tuple[bool, str], tuple[list[int], list[Span]]]  # (plain, text) -> token ids and their spans
 GENERATION = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -32,7 +35,7 @@ class Rendered:
     trained: per whole, character spans the policy wrote; None: all after the prompt.
     masked: token ids and flags where the template itself marks the assistant's tokens (`{% generation %}`).
     plain: not from a chat template, so that the tokenizer adds its own special tokens.
-    steps: the steps of an answer that is labelled by steps, in place of wholes.
+    steps: where each labelled step ends, in characters of the one whole.
     """
 
     record: Record
@@ -41,7 +44,7 @@ class Rendered:
     trained: list[list[Span] | None]
     plain: bool
     masked: tuple[list[int], list[bool]] | None = None
-    steps: list[str] | None = None
+    steps: list[int] | None = None
 
 
 @dataclass
@@ -72,8 +75,7 @@ class Encoder:
         if kind == "prompts":
             return self._only_prompt(record)
         if kind == "steps":
-            steps = [text for text in record.completions if isinstance(text, str)]
-            return replace(self._only_prompt(record), steps=steps)
+            return self._with_steps(record)
         if record.prompt is None:
             text = record.completions[0]
             return self._conversation(record, text) if isinstance(text, list) else self._text(record, text)
@@ -85,6 +87,16 @@ class Encoder:
         if isinstance(record.prompt, list):
             return Rendered(record, None, [self._apply(record, record.prompt, answer=True)], [None], plain=False)
         return Rendered(record, None, [record.prompt or ""], [None], plain=True)
+
+    def _with_steps(self, record: Record) -> Rendered:
+        """The prompt and all steps, each with its separator, the last one too."""
+        asked = self._only_prompt(record)
+        [whole], ends = asked.wholes, []
+        for step in record.completions:
+            assert isinstance(step, str)
+            whole += step + self.step_separator
+            ends.append(len(whole))
+        return replace(asked, prompt=asked.wholes[0], wholes=[whole], steps=ends)
 
     def _text(self, record: Record, text: str) -> Rendered:
         return Rendered(record, None, [text], [None], plain=True)
@@ -241,12 +253,14 @@ class Encoder:
 
     def encode(self, rendered: Sequence[Rendered]) -> list[Example | RowError]:
         """Examples in the order given, a row that cannot be one as its error."""
-        offsets = any(spans is not None for item in rendered for spans in item.trained)
+        offsets = any(item.steps or any(spans is not None for spans in item.trained) for item in rendered)
         found: Found = {}
-        for special in (True, False):
-            texts = list(dict.fromkeys(text for item in rendered for text in self._texts(item, special)))
-            tokens = self._tokens(texts, special, offsets)
-            found |= {(special, text): own for text, own in zip(texts, tokens, strict=True)}
+        for plain in (True, False):
+            wanted = [item for item in rendered if item.plain is plain]
+            texts = [text for item in wanted for text in [item.prompt, *item.wholes] if text is not None]
+            unique = list(dict.fromkeys(texts))
+            tokens = self._tokens(unique, plain, offsets)
+            found |= {(plain, text): own for text, own in zip(unique, tokens, strict=True)}
         examples: list[Example | RowError] = []
         for item in rendered:
             try:
@@ -255,18 +269,12 @@ class Encoder:
                 examples.append(error)
         return examples
 
-    def _texts(self, item: Rendered, special: bool) -> list[str]:
-        """The texts of an item that are tokenised with special tokens, or those without."""
-        steps = [*item.steps, self.step_separator] if item.steps and not special else []
-        whole = [] if item.prompt is None else [item.prompt]
-        return (whole + item.wholes if item.plain is special else []) + steps
-
     def _tokens(self, texts: list[str], plain: bool, offsets: bool) -> list[tuple[list[int], list[Span]]]:
         if not texts:
             return []
         if offsets and not self.tokenizer.is_fast:
             raise InputError(
-                "this tokenizer gives no character offsets, which answers of several turns need; use a fast one"
+                "this tokenizer gives no character offsets, which answers of turns or steps need; use a fast one"
             )
         output = self.tokenizer(
             texts,
@@ -280,29 +288,26 @@ class Encoder:
         return [(list(ids), list(span)) for ids, span in zip(output["input_ids"], spans, strict=True)]
 
     def _stepwise(self, item: Rendered, found: Found) -> Example:
-        """Each step and each separator tokenised on its own, so that fewer steps are fewer of the same tokens.
+        """The tokens of the whole text, each step's label at the last token that ends with the step or before.
 
-        As TRL's process reward models had it: a step's label is at its separator's last token, and no EOS follows.
+        So a label sees no word of the next step, and the text of the first steps, up to a separator, has their tokens.
+        No EOS: more steps may follow.
         """
-        record, [prompt] = item.record, item.wholes
-        ids, _ = self._side(item, prompt, None, found[item.plain, prompt], ends=False)
-        separator, _ = found[False, self.step_separator]
-        tokens: list[int] = []
-        labels: list[float] = []
-        for step, label in zip(item.steps or [], record.scores, strict=True):
-            own = found[False, step][0] + separator
-            if not own:
-                raise RowError(record.where, "a step of no token", "leave it out, or give a step_separator")
-            tokens += own
-            labels += [math.nan] * (len(own) - 1) + [label]
-        return Example(
-            ids or self._bos_for(record),
-            [tokens],
-            [min(record.scores)],
-            [[True] * len(tokens)],
-            record.where,
-            [labels],
-        )
+        record, [whole], ends = item.record, item.wholes, item.steps or []
+        ids, spans = found[item.plain, whole]
+        reached = list(accumulate((end for _, end in spans), max))  # [tokens], characters
+        last = [bisect_right(reached, end) - 1 for end in ends]
+        while ids[last[-1]] == self.eos and spans[last[-1]] == (0, 0):  # a tokenizer's own EOS is no text
+            last[-1] -= 1
+        labels = [math.nan] * (last[-1] + 1)
+        for at, label in zip(last, record.scores, strict=True):
+            labels[at] = label
+        side = self._one_bos(ids[: last[-1] + 1]) if item.plain else ids[: last[-1] + 1]
+        prompt, [(own, flags)] = self._parted(item, found, [(side, [True] * len(side))])
+        labels = labels[-len(own) :]
+        if sum(not math.isnan(label) for label in labels) < len(ends):
+            raise RowError(record.where, "a step of no token of its own", "give a step_separator that parts the steps")
+        return Example(prompt, [own], [min(record.scores)], [flags], record.where, [labels])
 
     def _example(self, item: Rendered, found: Found) -> Example:
         record, where = item.record, item.record.where
@@ -317,26 +322,25 @@ class Encoder:
             return Example(sides[0][0] or self._bos_for(record), [], [], [], where)
         if item.prompt is None:
             return _trimmed(record, *sides[0]) if item.trained[0] is not None else _whole(record, sides[0][0])
-        asked, _ = found[item.plain, item.prompt]
+        prompt, parts = self._parted(item, found, sides)
+        return Example(prompt, [ids for ids, _ in parts], record.scores, [flags for _, flags in parts], where)
+
+    def _parted(self, item: Rendered, found: Found, sides: list[Side]) -> tuple[list[int], list[Side]]:
+        """The prompt's tokens, which all sides begin with, and what follows them in each."""
+        asked, _ = found[item.plain, item.prompt or ""]
         prompt = self._one_bos(asked) if item.plain else asked
         cut = min(_common(prompt, ids) for ids, _ in sides)
         if item.plain and cut < len(prompt) - (prompt[-1:] == [self.eos]):
             self.notes["prompts whose last token merges with the answer's first: the answer starts with it"] += 1
         if cut == 0:
-            sides, cut = self._unprompted(record, sides)
+            sides, cut = self._unprompted(item.record, sides)
         if any(len(ids) == cut for ids, _ in sides):
-            raise RowError(where, "empty completion", "give an answer of at least one token")
-        return Example(
-            sides[0][0][:cut],
-            [ids[cut:] for ids, _ in sides],
-            record.scores,
-            [flags[cut:] for _, flags in sides],
-            where,
-        )
+            raise RowError(item.record.where, "empty completion", "give an answer of at least one token")
+        return sides[0][0][:cut], [(ids[cut:], flags[cut:]) for ids, flags in sides]
 
     def _side(
         self, item: Rendered, whole: str, spans: list[Span] | None, tokens: tuple[list[int], list[Span]], ends: bool
-    ) -> tuple[list[int], list[bool]]:
+    ) -> Side:
         """Token ids and flags of one whole text, with one BOS and one EOS where it is plain text."""
         ids, offsets = tokens
         flags = [True] * len(ids)
@@ -371,7 +375,7 @@ class Encoder:
             return [*ids, self.eos], [*flags, not flags or flags[-1]]
         return ids, flags
 
-    def _unprompted(self, record: Record, sides: list[tuple[list[int], list[bool]]]) -> tuple[list[Any], int]:
+    def _unprompted(self, record: Record, sides: list[Side]) -> tuple[list[Side], int]:
         """An empty prompt: BOS stands for it; without one, the first token of a single answer does."""
         if self.bos is None and len(sides) == 1:
             return sides, 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +180,7 @@ def test_a_question_that_no_answer_solves_gives_no_demonstration(tmp_path: Path)
 
 # ---------------------------------------------------------------- rows that nothing can be compared in
 
-TIED = {
+TIED: dict[str, tuple[dict[str, Any], str]] = {
     "pair": (
         {"prompt": "a", "chosen": " b", "rejected": " c", "score_chosen": 0.5, "score_rejected": 0.5},
         "both .* 0.5",
@@ -284,7 +283,11 @@ def test_labels_of_one_class_are_refused_to_train_on_with_the_class_that_is_miss
 
 # ---------------------------------------------------------------- steps
 
-STEPPED = {"prompt": "the fox", "completions": [" found", " a key", " sun"], "labels": [True, True, False]}
+STEPPED: dict[str, Any] = {
+    "prompt": "the fox",
+    "completions": [" found", " a key", " sun"],
+    "labels": [True, True, False],
+}
 ENDS = [" found\n", " a key\n", " sun\n"]
 
 
@@ -312,18 +315,53 @@ def test_a_step_s_label_is_at_the_last_token_of_its_separator(tmp_path: Path) ->
     assert "steps: 2 good, 1 bad" in data.describe().splitlines()
 
 
-def test_fewer_steps_are_fewer_of_the_same_tokens(tmp_path: Path) -> None:
-    """Even where a tokenizer would merge a step's end with the separator, or with the next step's start."""
-    whole = {"prompt": "a", "completions": [" x\n", "\n\n y.", "  z"], "labels": [1, 0, 1]}
-    rows = [whole | {"completions": whole["completions"][:n], "labels": whole["labels"][:n]} for n in (1, 2, 3)]  # type: ignore[index]
-    examples = made(tmp_path, rows, "steps", step_separator=r"\n\n").examples
-    for fewer, more in pairwise(examples):
-        size = len(fewer.completions[0])
-        assert more.prompt == fewer.prompt and more.completions[0][:size] == fewer.completions[0]
-        assert str(more.steps[0][:size]) == str(fewer.steps[0])  # type: ignore[index]
-    assert [label for label in examples[2].steps[0] if label == label] == [1.0, 0.0, 1.0]  # type: ignore[index]
+def test_the_text_of_the_first_steps_has_the_tokens_they_have_in_the_whole(tmp_path: Path) -> None:
+    """What a reader of a trained model does: tokenise prompt and steps up to a separator, read at the last token."""
+    steps = ["Step 1: 12 + 345.", "(so) x=1;", "the fox."]
+    whole = {"prompt": "12 345?\n", "completions": steps, "labels": [1, 0, 1]}
+    [example] = made(tmp_path, [whole], "steps", step_separator=r"\n\n").examples
+    ends = [n for n, label in enumerate((example.steps or [[]])[0]) if label == label]
+    for number, end in enumerate(ends, 1):
+        text = whole["prompt"] + "".join(step + "\n\n" for step in steps[:number])  # type: ignore[operator]
+        assert example.prompt + example.completions[0][: end + 1] == TEXT(text)["input_ids"]
+
+
+def test_a_token_that_spans_two_steps_carries_no_label(tmp_path: Path) -> None:
+    """The vocabulary has `foxkey` as one token; the step that ends inside it is labelled at the token before."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["</s>", "a", "the", "|", "fox", "key", "|key"]
+    raw = Tokenizer(models.WordPiece({word: n for n, word in enumerate(words)}, unk_token="</s>"))  # type: ignore[call-arg]
+    raw.pre_tokenizer = pre_tokenizers.Split(r" ", "removed")
+    raw.model.continuing_subword_prefix = ""
+    merging = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>")
+    row = {"prompt": "a", "completions": [" the fox", "key the"], "labels": [0, 1]}
+    [example] = load(written(tmp_path, [row]), merging, "steps", DataOptions(step_separator="|")).examples
+    assert merging.convert_ids_to_tokens(example.completions[0]) == ["the", "fox", "|key", "the", "|"]
+    assert str(example.steps) == str([[float("nan"), 0.0, float("nan"), float("nan"), 1.0]])
+
+
+def test_steps_that_no_token_parts_are_refused(tmp_path: Path) -> None:
+    row = STEPPED | {"completions": [" f", "ox", " key"]}
+    with pytest.raises(InputError, match=r"rows.jsonl:1: a step of no token of its own; give a step_separator"):
+        made(tmp_path, [row], "steps", step_separator="")
     [bare] = made(tmp_path, [STEPPED], "steps", step_separator="").examples
     assert TEXT.decode(bare.completions[0]) == " found a key sun"
+
+
+def test_a_separator_may_be_the_end_token_and_a_tokenizers_own_is_left_out(tmp_path: Path) -> None:
+    from tokenizers import processors
+
+    ends = build(adds_bos=True)
+    ends.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    for tokenizer in (TEXT, ends):
+        data = load(written(tmp_path, [STEPPED]), tokenizer, "steps", DataOptions(step_separator="</s>"))
+        assert TEXT.decode(data.examples[0].prompt) == "<s>the fox"
+        assert TEXT.decode(data.examples[0].completions[0]) == " found</s> a key</s> sun</s>"
+        assert [tokens for tokens, _ in labelled(data)[0]] == [" found</s>", " a key</s>", " sun</s>"]
 
 
 def test_steps_may_answer_a_conversation_or_an_empty_prompt(tmp_path: Path) -> None:
