@@ -6,9 +6,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefopt.objectives import EVERY, RewardModel
+from prefopt.objectives import AOT, DPO, EVERY, IPO, RewardModel
 
 VARIANTS: dict[str, Any] = {
+    "dpo-conservative": DPO(label_smoothing=0.1),
+    "dpo-robust": DPO(loss_type="robust", label_smoothing=0.1),
+    # no pair of the laws' rows is beyond its margin, where it gives no credit
+    "dpo-hinge": DPO(beta=0.05, loss_type="hinge"),
+    "dpo-exo": DPO(loss_type="exo"),
+    "dpo-nca": DPO(beta=0.5, loss_type="nca"),
+    "dpo-apo-zero": DPO(beta=0.2, loss_type="apo_zero"),
+    "dpo-apo-down": DPO(loss_type="apo_down"),
+    # no log-ratio is beyond 1 / (2 beta), from where it pulls back
+    "dpo-sppo": DPO(beta=0.02, loss_type="sppo"),
+    "dpo-discopop": DPO(loss_type="discopop"),
+    "dpo-weighted": DPO(loss_type={"sigmoid": 0.8, "bco": 0.2}),
+    "dpo-mean": DPO(log_ratio="mean"),
+    "dpo-forward-kl": DPO(beta=0.3, f_divergence="forward_kl"),
+    "dpo-js": DPO(beta=0.3, f_divergence="js"),
+    "dpo-alpha": DPO(beta=0.3, f_divergence="alpha"),
+    "dpo-length": DPO(length_penalty=0.05),
+    "dpo-tail": DPO(tail_weight=0.5),
+    "dpo-drop": DPO(drop_penalty=5.0),
+    # random models find their rows unlikely: weights of 0.002 to 0.02
+    "dpo-wpo": DPO(beta=1.0, weighting="wpo"),
+    "dpo-sft": DPO(sft_weight=1.0),
+    "ipo-mean": IPO(log_ratio="mean"),
+    "aot-paired": AOT(pairing="paired"),
     "reward-listwise": RewardModel(comparison="listwise"),
     "reward-margin-centering": RewardModel(margin=0.3, centering=0.1),
     "reward-listwise-margin-centering": RewardModel(comparison="listwise", margin=0.3, centering=0.1),
