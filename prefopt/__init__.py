@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefopt.data import load as load_data
-    from prefopt.objectives import AOT, CPO, DPO, IPO, ORPO, SFT, SimPO
+    from prefopt.objectives import AOT, BCO, CPO, DPO, IPO, KTO, ORPO, SFT, SimPO
     from prefopt.recipes.train import train
 
 __version__ = "0.1.0"
@@ -15,9 +15,11 @@ __version__ = "0.1.0"
 # Looked up on first use: `import prefopt` must not wait for torch.
 LAZY = {
     "AOT": "prefopt.objectives:AOT",
+    "BCO": "prefopt.objectives:BCO",
     "CPO": "prefopt.objectives:CPO",
     "DPO": "prefopt.objectives:DPO",
     "IPO": "prefopt.objectives:IPO",
+    "KTO": "prefopt.objectives:KTO",
     "ORPO": "prefopt.objectives:ORPO",
     "SFT": "prefopt.objectives:SFT",
     "SimPO": "prefopt.objectives:SimPO",
@@ -25,7 +27,7 @@ LAZY = {
     "train": "prefopt.recipes.train:train",
 }
 
-__all__ = ["AOT", "CPO", "DPO", "IPO", "ORPO", "SFT", "SimPO", "__version__", "load_data", "train"]
+__all__ = ["AOT", "BCO", "CPO", "DPO", "IPO", "KTO", "ORPO", "SFT", "SimPO", "__version__", "load_data", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -108,13 +108,13 @@ METRICS: dict[str, Metric] = {
         "negative log-likelihood of trained completion tokens, mean over tokens", "nats/token", "falls", "lower", NLL
     ),
     "rewards/chosen": Metric(
-        "reward of the chosen completion; with a reference, beta x (logp - reference logp)",
+        "reward of the chosen (good) completion; with a reference, beta x (logp - reference logp)",
         "nats",
         "near 0; may fall",
         more=FALLING,
     ),
     "rewards/rejected": Metric(
-        "reward of the rejected completion; with a reference, beta x (logp - reference logp)",
+        "reward of the rejected (bad) completion; with a reference, beta x (logp - reference logp)",
         "nats",
         "falls",
         more=REJECTED,
@@ -123,13 +123,17 @@ METRICS: dict[str, Metric] = {
         "rewards/chosen - rewards/rejected", "nats", "rises; with a reference from 0", "higher", MARGINS
     ),
     "rewards/accuracies": Metric(
-        "share of pairs with a positive margin", "share", "rises; 0.6-0.8 on held-out pairs", "higher", ACCURACIES
+        "share of pairs with a positive margin, or of labelled answers whose reward is on their label's side",
+        "share",
+        "rises; 0.6-0.8 on held-out pairs",
+        "higher",
+        ACCURACIES,
     ),
     "logps/chosen": Metric(
-        "log-probability of the chosen completion", "nats", "often falls in a healthy run", more=FALLING
+        "log-probability of the chosen (good) completion", "nats", "often falls in a healthy run", more=FALLING
     ),
     "logps/rejected": Metric(
-        "log-probability of the rejected completion", "nats", "falls faster than chosen", more=REJECTED
+        "log-probability of the rejected (bad) completion", "nats", "falls faster than chosen", more=REJECTED
     ),
     "accuracy": Metric(
         "share of comparisons whose better completion scores more; of steps whose side of one half is the label's",
@@ -155,6 +159,16 @@ METRICS: dict[str, Metric] = {
         "nats",
         "rises slowly, behind nll",
         "higher",
+    ),
+    "kl": Metric(
+        "distance from the reference that KTO measures: mean log-ratio of answers to other prompts, at least 0",
+        "nats",
+        "rises from 0, then flattens",
+    ),
+    "delta": Metric(
+        "reward half-way between good and bad answers of the update, where BCO divides them",
+        "nats",
+        "starts at 0; often falls slowly",
     ),
     "grad_norm": Metric("norm of the gradient before clipping", "", "steady, no jumps", more=GRAD_NORM),
     "learning_rate": Metric("step size of this update", "", "follows the schedule"),

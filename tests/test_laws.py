@@ -7,7 +7,6 @@ reward model says of it is its score.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -29,6 +28,7 @@ from variants import ALL
 
 from prefopt import metrics
 from prefopt.batch import Batch, Outputs, parts
+from prefopt.loop import Models
 from prefopt.models.policy import Policy, per_token
 from prefopt.objectives import DPO, IPO
 from prefopt.objectives.facts import extras
@@ -123,18 +123,22 @@ def test_untrained_tokens_get_exactly_zero_credit_and_trained_ones_do_not(object
 @every_objective
 def test_what_an_untrained_token_is_worth_changes_neither_loss_nor_count_nor_metrics(objective):
     batch, models = data_of(objective), far(objective)
-    with torch.no_grad():
-        full = models.policy(batch)
-    noise = torch.where(read(objective, batch), 0.0, -3.0)  # [K]
 
-    def seen(shift: Any) -> dict[str, float]:
-        reference = dataclasses.replace(models, reference=lambda part: models.reference(part) + shift)
-        out = saying(full, per_token(full) + shift)
-        loss, found = objective.loss(batch, out, objective.targets(batch, reference))
+    def seen(worth: float) -> dict[str, float]:
+        def shift(part: Batch) -> torch.Tensor:  # of the batch, or of others that targets ask about
+            return torch.where(read(objective, part), 0.0, worth)  # [K]
+
+        def policy(part: Batch) -> Outputs:
+            out = models.policy(part)
+            return saying(out, per_token(out) + shift(part))
+
+        shifted = Models(policy, lambda part: models.reference(part) + shift(part))
+        with torch.no_grad():
+            loss, found = objective.loss(batch, policy(batch), objective.targets(batch, shifted))
         found = {**found, "loss": loss}
         return {name: float(x.sum()) for name, x in found.items()} | {"count": float(objective.count(batch))}
 
-    assert seen(0.0) == pytest.approx(seen(noise))
+    assert seen(0.0) == pytest.approx(seen(-3.0))
 
 
 def positions_of_credit(objective: Any, batch: Batch) -> set[tuple[int, int]]:
