@@ -36,7 +36,7 @@ class Bug:
     found: str
     planted: str
     tests: str = LAWS
-    words: str = "dpo"
+    words: str = "dpo and not dpo-"  # not its variants
 
 
 BUGS = [
@@ -72,6 +72,89 @@ BUGS = [
         'if self.log_ratio == "mean" else batch.mean_tokens(logp)',
         tests="tests/objectives/test_dpo.py",
         words="by_hand",
+    ),
+    Bug(
+        "DPO: reference summed where the policy is averaged",
+        "objectives/dpo.py",
+        "reference = self.total(batch, models.reference(batch))",
+        "reference = batch.sum_tokens(models.reference(batch))",
+        words="dpo-mean",
+    ),
+    Bug(
+        "DPO: drift of bco taken from a forward pass",
+        "objectives/dpo.py",
+        "(batch, chosen, rejected), targets.drift)",
+        "(batch, chosen, rejected), torch.cat([chosen, rejected]).detach().mean())",
+        words="dpo-weighted",
+    ),
+    Bug(
+        "DPOP: the fall of the chosen completion rewarded",
+        "objectives/dpo.py",
+        "chosen = chosen - self.drop_penalty",
+        "chosen = chosen + self.drop_penalty",
+        tests="tests/objectives/test_dpo.py",
+        words="by_hand",
+    ),
+    Bug(
+        "R-DPO: length credited with the wrong sign",
+        "objectives/dpo.py",
+        "chosen + credit, rejected + rejected_credit",
+        "chosen - credit, rejected - rejected_credit",
+        tests="tests/objectives/test_dpo.py",
+        words="by_hand or length",
+    ),
+    Bug(
+        "WPO: weights of pairs carry a gradient",
+        "objectives/pairwise.py",
+        "(out.logp - out.collision).detach()",
+        "(out.logp - out.collision)",
+        tests="tests/objectives/test_dpo.py",
+        words="weights_of_pairs",
+    ),
+    Bug(
+        "rDPO: flipped labels added, not taken off",
+        "objectives/pairwise.py",
+        "(share * flipped - (1 - share) * clean)",
+        "(-share * flipped - (1 - share) * clean)",
+        tests="tests/objectives/test_pairwise.py",
+        words="unbiased",
+    ),
+    Bug(
+        "log of a sigmoid",
+        "objectives/pairwise.py",
+        "loss = -F.logsigmoid(chosen - rejected)",
+        "loss = -torch.sigmoid(chosen - rejected).log()",
+        tests="tests/objectives/test_pairwise.py",
+        words="far_rewards and sigmoid",
+    ),
+    Bug(
+        "IPO: margin on the wrong side",
+        "objectives/ipo.py",
+        "(chosen - rejected - 1 / (2 * self.beta))",
+        "(chosen - rejected + 1 / (2 * self.beta))",
+        words="ipo",
+    ),
+    Bug(
+        "AOT: sorted within a forward pass",
+        "objectives/aot.py",
+        "(upper - targets.below)",
+        "(upper - partners(upper.detach(), lower.detach()))",
+        words="aot",
+    ),
+    Bug(
+        "AOT: rejected completions get no gradient",
+        "objectives/aot.py",
+        "loss = loss + seen_from_below - seen_from_below.detach()",
+        "pass",
+        words="aot",
+    ),
+    Bug(
+        "a process without a prompt of its own counts a copy",
+        "objectives/update.py",
+        "shares.pop()",
+        "break",
+        tests="tests/objectives/test_update.py",
+        words="adds_nothing",
     ),
     Bug(
         "reward model: mean for sum",
