@@ -198,7 +198,7 @@ def needs(facts: Any) -> list[tuple[str, str]]:
     extra = facts["forwards"]
     passes = f"{extra} besides the one that carries the gradient" if extra else "one, which carries the gradient"
     if facts["reference"]:
-        passes += "; the reference's is not counted"
+        passes += "; the reference's are not counted"
     rows = [
         ("data", f"{facts['data']}: {DATA[facts['data']]}."),
         ("reference", reference[reference_kind(facts)]),

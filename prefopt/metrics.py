@@ -54,9 +54,9 @@ only in a token that says nothing of quality it moved by +1.7 to -9.2, most of t
 alarm the fall was worse than chance: AUC 0.20.
 
 Look at this instead. Accuracy on pairs of answers that the model sampled before training, labelled by a judge you \
-trust (`prefopt.evaluate.preference_accuracy`): 0.71 to 0.76 in the good runs, 0.38 to 0.60 in the others, no \
-overlap. The negative log-likelihood of held-out good answers: a rise of a little is normal, a steep one means that \
-the policy leaves what it could do. And samples.
+trust (`prefopt.evaluate.preference.preference_accuracy`): 0.71 to 0.76 in the good runs, 0.38 to 0.60 in the others, \
+no overlap. The negative log-likelihood of held-out good answers: a rise of a little is normal, a steep one means \
+that the policy leaves what it could do. And samples.
 
 When it is bad. Where the two answers are almost the same text, DPO can lower the chosen one for nothing (Pal et al. \
 2024, arXiv:2402.13228, who add a penalty on the fall: `drop_penalty`). And the probability may go to the opposite: \
@@ -101,6 +101,16 @@ Before clipping. Single peaks are clipped (`max_grad_norm`) and harmless. Growin
 `learning_rate` or raise `warmup`. Far above `max_grad_norm` all the time: every update is clipped, and the learning \
 rate no longer means what it says. Near 0 with DPO: the pairs are told apart and nothing is left to learn. A gradient \
 that is not finite skips its update, and `max_bad_steps` of them in a row stop the run."""
+
+DISTANCE = """\
+Not the KL of the model's own samples: the mean log-ratio of answers that belong to other prompts of the update, and \
+0 where that mean is below 0. KTO counts a reward above beta times it as a gain and below it as a loss, so it decides \
+which rows still teach. It is an average over few rows and jumps with a small `batch_size`.
+
+Staying at 0 is common and no fault: answers to other prompts may become less likely. Growing without end means that \
+the policy leaves the reference: raise `beta` or lower `learning_rate`. No value is too large in general, because it \
+grows with the length of answers; compare runs on the same data. The true distance takes samples: \
+`prefopt.evaluate.kl.sequence_kl`."""
 
 METRICS: dict[str, Metric] = {
     "loss": Metric("the objective, averaged over its items in the step", "nats", "falls, then flattens", "lower", LOSS),
@@ -163,7 +173,8 @@ METRICS: dict[str, Metric] = {
     "kl": Metric(
         "distance from the reference that KTO measures: mean log-ratio of answers to other prompts, at least 0",
         "nats",
-        "rises from 0, then flattens",
+        "rises from 0, then flattens; may stay at 0",
+        more=DISTANCE,
     ),
     "delta": Metric(
         "reward half-way between good and bad answers of the update, where BCO divides them",
