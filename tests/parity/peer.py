@@ -288,9 +288,9 @@ def on_completions(rows: list[Example], folder: Path, **options: Any) -> Peer:
 
 
 def on_labels(rows: list[Example], folder: Path, **options: Any) -> Peer:
-    """The KTO trainer, with all rows in one batch."""
-    table, size = [label_row(example) for example in rows], len(rows)
-    peer = Peer(build("KTO", table, folder, per_device_train_batch_size=size, **options), rows)
+    """The KTO trainer, with all rows in one batch unless `options` has another size."""
+    settings = {"per_device_train_batch_size": len(rows), **options}
+    peer = Peer(build("KTO", [label_row(example) for example in rows], folder, **settings), rows)
     for row, example in zip(peer.trainer.train_dataset, rows, strict=True):
         assert (row["prompt_ids"], row["completion_ids"]) == (example.prompt, example.completions[0])
     return peer

@@ -3,6 +3,7 @@
 | TRL | prefopt |
 |---|---|
 | `loss_type="nll"` | `SFT()` |
+| `loss_type="dft"` | `SFT(weighting="probability")` |
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ ROWS = examples([(1.0,)] * 5)
 
 def test_cross_entropy(tmp_path: Path) -> None:
     assert_parity(on_completions(ROWS, tmp_path, loss_type="nll"), SFT())
+
+
+def test_every_token_weighted_by_its_own_probability(tmp_path: Path) -> None:
+    assert_parity(on_completions(ROWS, tmp_path, loss_type="dft"), SFT(weighting="probability"))
 
 
 def test_a_step_in_several_forward_passes_is_the_mean_over_all_its_tokens_in_both(tmp_path: Path) -> None:
