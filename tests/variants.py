@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefopt.objectives import AOT, DPO, EVERY, IPO, RewardModel
+from prefopt.objectives import AOT, CPO, DPO, EVERY, IPO, KTO, SFT, RewardModel, SimPO
 
 VARIANTS: dict[str, Any] = {
+    "sft-probability": SFT(weighting="probability"),
     "dpo-conservative": DPO(label_smoothing=0.1),
     "dpo-robust": DPO(loss_type="robust", label_smoothing=0.1),
     # no pair of the laws' rows is beyond its margin, where it gives no credit
@@ -33,6 +34,10 @@ VARIANTS: dict[str, Any] = {
     "dpo-sft": DPO(sft_weight=1.0),
     "ipo-mean": IPO(log_ratio="mean"),
     "aot-paired": AOT(pairing="paired"),
+    "simpo-sft": SimPO(sft_weight=0.5),
+    "cpo-conservative": CPO(label_smoothing=0.1),
+    "cpo-bare": CPO(sft_weight=0.0),
+    "kto-weighted": KTO(desirable_weight=2.0, undesirable_weight=0.5),
     "reward-listwise": RewardModel(comparison="listwise"),
     "reward-margin-centering": RewardModel(margin=0.3, centering=0.1),
     "reward-listwise-margin-centering": RewardModel(comparison="listwise", margin=0.3, centering=0.1),

@@ -16,7 +16,11 @@ def test_twenty_updates_give_the_committed_losses(name):
     assert losses(name) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ALL)
+# -p log p, p a constant for the gradient, is small for impossible tokens and rises as they become possible
+NO_MEASURE = {"sft-probability"}
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in NO_MEASURE])
 def test_the_toy_model_learns(name):
     """A trajectory that goes nowhere would hide a broken update."""
     expected = json.loads(path(name).read_text(encoding="utf-8"))

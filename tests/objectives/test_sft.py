@@ -27,6 +27,23 @@ def test_loss_by_hand():
     assert logp.grad.tolist() == [-1.0, 0.0, -1.0, -1.0]
 
 
+def test_weighted_by_probability_by_hand():
+    # p = 0.5 and 0.1: -p log p = 0.5 * 0.693147 + 0.1 * 2.302585 = 0.576832; the gradient is -p, p being a constant
+    batch = Batch.of([Example([7], [[1, 2, 3]], [1.0], [[True, False, True]])])
+    logp = torch.tensor([0.5, 0.9, 0.1]).log().requires_grad_()
+    loss, seen = SFT(weighting="probability").loss(batch, Outputs(logp), Nothing())
+    loss.backward()
+    assert loss.item() == pytest.approx(0.576832, abs=1e-6)
+    assert logp.grad.tolist() == pytest.approx([-0.5, 0.0, -0.1])
+    assert seen["nll"].tolist() == pytest.approx([0.693147, 2.302585])
+    assert int(SFT(weighting="probability").count(batch)) == 2
+
+
+def test_an_unknown_weighting_is_refused():
+    with pytest.raises(ValueError, match="weighting must be none or probability, got 'dft'"):
+        SFT(weighting="dft")  # type: ignore[arg-type]
+
+
 def test_update_equals_plain_cross_entropy_over_trained_tokens():
     """`F.cross_entropy` with ignored labels on an ordinary right-padded batch: the mean over tokens, not over rows."""
     examples, model = rows("demonstrations", num=6), gpt_neox(0)
@@ -48,7 +65,8 @@ def test_update_equals_plain_cross_entropy_over_trained_tokens():
     assert torch.allclose(found.gradient, gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_loss_and_gradient_equal_trl(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("loss_type", "weighting"), [("nll", "none"), ("dft", "probability")])
+def test_loss_and_gradient_equal_trl(loss_type, weighting, tmp_path, monkeypatch):
     """`SFTTrainer.compute_loss` on rows that TRL tokenised and collated itself, completion tokens only."""
     trl = pytest.importorskip("trl")
     from datasets import Dataset
@@ -58,7 +76,13 @@ def test_loss_and_gradient_equal_trl(tmp_path, monkeypatch):
     prompts = ["red cat :", "blue dog runs here :", "yes :"]
     columns = {"prompt": prompts, "completion": [" good", " good red dog here", " no no"]}
     config = trl.SFTConfig(
-        output_dir=str(tmp_path), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], max_length=None
+        output_dir=str(tmp_path),
+        loss_type=loss_type,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to=[],
+        max_length=None,
     )
     trainer = trl.SFTTrainer(
         model=llama(0, vocabulary=len(tokenizer)),
@@ -75,6 +99,6 @@ def test_loss_and_gradient_equal_trl(tmp_path, monkeypatch):
         first = next(i for i, label in enumerate(row["labels"]) if label != -100)
         completion = row["input_ids"][first:]
         examples.append(Example(row["input_ids"][:first], [completion], [1.0], [[True] * len(completion)]))
-    found = one_update(SFT(), Batch.of(examples), Models(Policy(llama(0, vocabulary=len(tokenizer)))))
+    found = one_update(SFT(weighting), Batch.of(examples), Models(Policy(llama(0, vocabulary=len(tokenizer)))))
     assert found.metrics["loss"] == pytest.approx(loss.item(), abs=1e-5)
     assert torch.allclose(found.gradient, gradient, rtol=0, atol=1e-5)
