@@ -23,12 +23,12 @@ class PreflightError(RuntimeError):
     """A run that would have trained on a broken set-up. The message says which identity fails, by how much, and why."""
 
 
-def sample(batch: Batch) -> Batch:
-    """The first prompts of a batch, a few thousand tokens at most (one prompt at least)."""
+def sample(batch: Batch, least: int = 1) -> Batch:
+    """The first prompts of a batch, a few thousand tokens at most, but no fewer than `least` prompts."""
     total, stop = 0, 0
-    for cost in batch.tokens_per_prompt()[:4]:
+    for cost in batch.tokens_per_prompt()[: max(4, least)]:
         total, stop = total + cost, stop + 1
-        if total > SAMPLE_TOKENS:
+        if total > SAMPLE_TOKENS and stop >= least:
             break
     return batch.take(0, stop)
 

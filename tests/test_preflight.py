@@ -214,3 +214,5 @@ def test_sample_is_the_first_prompts_with_their_completions():
     assert preflight.sample(Batch.of(long[:1])).num_prompts == 1
     whole = Batch.of([dataclasses.replace(long[0], prompt=[1] * preflight.SAMPLE_TOKENS), *long[1:]])
     assert preflight.sample(whole).num_prompts == 1
+    assert preflight.sample(whole, least=2).num_prompts == 2  # what the objective cannot do without
+    assert preflight.sample(Batch.of(long), least=6).num_prompts == 6

@@ -133,7 +133,8 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
     policy = _policy(loaded, settings, objective, journal)
     _refuse_long_rows(policy, [data, held_out])
     source = _source(data, loop, run.seed, objective.facts.least)
-    rows = preflight.sample(next(iter(_source(data, loop, run.seed).batches()))[0]).to(ranks.device())
+    first, _ = next(iter(_source(data, loop, run.seed, objective.facts.least).batches()))
+    rows = preflight.sample(first, objective.facts.least).to(ranks.device())
     clock.lap("load")
     if run.preflight == "on":
         journal.say_all("preflight", preflight.check_policy(policy, rows))
@@ -323,6 +324,10 @@ def _refuse_contradictions(objective: Any, settings: dict[str, Any]) -> None:
         )
     if reference.reference_sync_steps:
         _refuse_moving_reference(settings, adapted)
+    elif reference.reference_mixup != ReferenceOptions.reference_mixup:
+        raise InputError(
+            "reference_mixup is read where the reference moves; give reference_sync_steps, or leave it out"
+        )
     if settings["loop"].batch_size < objective.facts.least:
         raise InputError(
             f"batch_size: {objective.facts.name} needs at least {objective.facts.least} prompts in an update, got "
@@ -421,6 +426,11 @@ def _reference(
                 f"{options.reference_model}: its tokenizer is not the model's, so it cannot be the reference"
             )
         model = loaded.model if loaded.adapter is None else adapt(loaded.model, LoraOptions(), loaded.adapter)
+        if options.reference_sync_steps and _shapes(model) != _shapes(policy.model):
+            raise InputError(
+                f"{options.reference_model}: its weights differ in shape from the model's, so reference_sync_steps "
+                "cannot mix the two; give a model of the same architecture, or leave one of them out"
+            )
         other = Policy(model.requires_grad_(False))
         choose(other, settings["model"].layout)
     reference, how = pick(options, policy, budget, other, objective.facts.live)
@@ -435,6 +445,10 @@ def _reference(
         journal.say(f"reference: {len(examples) - computed:,} rows from the cache, {computed:,} computed")
         reference.release()
     return reference, how
+
+
+def _shapes(model: Any) -> list[tuple[int, ...]]:
+    return [tuple(p.shape) for p in model.parameters()]
 
 
 def _shard(policy: Policy, options: ModelOptions, journal: Journal) -> None:
@@ -454,7 +468,7 @@ def _updater(policy: Policy, loop: LoopOptions) -> Updater:
 def _source(data: Dataset, loop: LoopOptions, seed: int, least: int = 1) -> Offline:
     epochs = loop.epochs
     if loop.max_steps is not None:
-        epochs = max(epochs, math.ceil(loop.max_steps * loop.batch_size / len(data.examples)) + 1)
+        epochs = max(epochs, math.ceil(loop.max_steps / steps_per_epoch(len(data), loop.batch_size, least)))
     return Offline(
         data.examples, loop.batch_size, epochs=epochs, seed=seed, rank=ranks.rank(), world=ranks.world(), least=least
     )

@@ -84,6 +84,11 @@ CONVERSIONS: list[tuple[dict[str, Any], str, list[tuple[list[str], list[float]]]
         [([" found a key</s>", " sun</s>"], [1.0, 0.0])],
     ),
     (
+        PAIRS[0] | {"score_chosen": 4.5, "score_rejected": -2},
+        "labels",
+        [([" found a key</s>"], [1.0]), ([" sun</s>"], [0.0])],
+    ),
+    (
         {"prompt": "a", "completions": [" 1", " 2", " 3"], "scores": [2, 3, 3]},
         "ratings",
         [([" 1</s>", " 2</s>", " 3</s>"], [2.0, 3.0, 3.0])],
@@ -469,6 +474,19 @@ def test_siblings_with_equal_texts_or_ranks_lose_only_that_pair_and_are_counted(
     tree = {"message_id": "1", "parent_id": None, "text": "q", "role": "prompter", "replies": replies}
     data = made(tmp_path, [tree])
     assert (len(data), data.dropped) == (4, {"chosen and rejected are equal": 1, "tied scores": 1})
+
+
+def test_of_a_tree_what_cannot_be_compared_is_counted_and_the_rest_is_read(tmp_path: Path) -> None:
+    def said(*ranks: int, more: Any = ()) -> list[dict[str, Any]]:
+        return [{"text": f"{n}", "role": "assistant", "rank": rank, "replies": more} for n, rank in enumerate(ranks)]
+
+    ask = {"text": "r", "role": "prompter"}
+    turns = [{**ask, "replies": said(0)}, {**ask, "replies": said(1, 1)}]
+    tree = {"message_id": "1", "parent_id": None, **ask, "replies": [*said(0, more=turns), {**said(1)[0], "text": "z"}]}
+    for kind, scores in (("pairs", [1.0, 0.0]), ("ratings", [0.0, -1.0])):
+        data = made(tmp_path, [tree], kind)
+        assert [example.scores for example in data.examples] == [scores]
+        assert data.dropped == {"a single answer, no pair": 1, "tied scores": 1}
 
 
 def test_the_first_bad_row_stops_and_skip_bad_counts_them_all(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefopt.data.source import Offline
+from prefopt.data.source import Offline, steps_per_epoch
 from prefopt.records import Example, InputError
 
 
@@ -72,3 +72,38 @@ def test_a_source_that_could_never_fill_a_batch_is_refused() -> None:
         Offline(examples(3), 0)
     with pytest.raises(InputError, match="rank 2 is not one of 2"):
         Offline(examples(3), 1, rank=2, world=2)
+
+
+# ---------------------------------------------------------------- batches of a least size
+
+
+def test_a_rest_of_too_few_joins_the_batch_before() -> None:
+    sizes = {7: [3, 4], 8: [3, 3, 2], 9: [3, 3, 3], 3: [3], 2: [2], 4: [4]}
+    for num, wanted in sizes.items():
+        batches = seen(Offline(examples(num), 3, least=2, epochs=2))
+        assert [len(batch) for batch, _ in batches] == wanted * 2
+        assert steps_per_epoch(num, 3, 2) == len(wanted)
+
+
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 5), st.integers(1, 9))
+def test_every_row_is_in_one_batch_of_the_epoch_and_none_is_too_small(
+    num: int, size: int, world: int, least: int
+) -> None:
+    if min(num, size) < least:
+        with pytest.raises(InputError, match=f"of {num} rows; at least {least} prompts are needed"):
+            Offline(examples(num), size, least=least)
+        return
+    shares = [seen(Offline(examples(num), size, rank=r, world=world, least=least)) for r in range(world)]
+    assert {len(share) for share in shares} == {steps_per_epoch(num, size, least)}
+    batches = [
+        [token for share in shares for token in share[step][0] if share[step][1]] for step in range(len(shares[0]))
+    ]
+    assert all(least <= len(batch) < size + least for batch in batches)
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert sorted(token for batch in batches for token in batch) == list(range(1, num + 1))
+
+
+def test_a_resumed_source_finds_the_batch_that_took_in_the_rest() -> None:
+    whole, resumed = seen(Offline(examples(10), 3, epochs=3, least=2)), Offline(examples(10), 3, epochs=3, least=2)
+    resumed.step = 5
+    assert seen(resumed) == whole[5:] and [len(batch) for batch, _ in whole] == [3, 3, 4] * 3

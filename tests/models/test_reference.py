@@ -378,6 +378,49 @@ def test_a_copy_is_frozen_and_does_not_follow_the_policy():
     assert torch.equal(copied(Batch.of(ROWS)), start)
 
 
+@pytest.mark.parametrize("mixup", [0.6, 1.0])
+def test_a_reference_that_follows_is_the_mixture_of_every_weight(mixup):
+    """By hand: reference <- mixup * policy + (1 - mixup) * reference, of the reference as it was left."""
+    policy = Policy(tiny.build("llama"))
+    copied = Copied.of(policy, Budget(10**9))
+    wanted = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    for _ in range(2):  # from where the first move left it
+        train(policy.model)
+        policys = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+        copied.follow(policy, mixup)
+        wanted = {name: mixup * policys[name] + (1 - mixup) * p for name, p in wanted.items()}
+        for name, p in copied.policy.model.named_parameters():
+            torch.testing.assert_close(p, wanted[name])
+        for name, p in policy.model.named_parameters():  # which is left alone
+            assert torch.equal(p, policys[name])
+    assert not any(p.requires_grad for p in copied.policy.model.parameters())
+    assert close(copied(Batch.of(ROWS)), live(policy)) is (mixup == 1.0)
+
+
+def test_a_reference_that_moves_or_scores_new_texts_is_a_copy_unless_an_adapter_can_be_switched_off(tmp_path):
+    policy, adapted = Policy(tiny.build("llama")), Policy(adapt(tiny.build("llama"), LORA))
+    here = ReferenceOptions(cache_dir=str(tmp_path))
+    moving, other = replace(here, reference_sync_steps=4), Policy(tiny.build("llama"))
+    assert isinstance(pick(moving, policy, Budget(1000))[0], Copied)
+    assert isinstance(pick(here, policy, Budget(1000), live=True)[0], Copied)
+    assert isinstance(pick(here, adapted, Budget(1000), live=True)[0], AdapterOff)
+    reference, _ = pick(here, adapted, Budget(1000), other, live=True)
+    assert isinstance(reference, Copied) and reference.policy is other
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reference_sync_steps": 0}, "reference_sync_steps must be at least 1, got 0"),
+        ({"reference_mixup": 0.0}, "reference_mixup must be above 0 and at most 1, got 0"),
+        ({"reference_mixup": 1.1}, "reference_mixup must be above 0 and at most 1, got 1.1"),
+    ],
+)
+def test_a_reference_that_would_never_or_overly_move_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ReferenceOptions(**options)
+
+
 def test_reference_log_probs_carry_no_gradient(tmp_path):
     policy = Policy(adapt(tiny.build("llama"), LORA))
     for reference in (filled(policy, tmp_path), Copied.of(policy, Budget(10**9)), AdapterOff(policy, Budget(10**9))):

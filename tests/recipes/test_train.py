@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -17,9 +20,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import prefopt
 from prefopt import config, metrics
+from prefopt.batch import Batch, Ragged
 from prefopt.models.heads import AUTO
 from prefopt.models.policy import Policy
 from prefopt.objectives import DPO, EVERY, SFT
+from prefopt.objectives.facts import Facts
 from prefopt.preflight import PreflightError
 from prefopt.recipes import train as recipe
 from prefopt.records import Example, InputError
@@ -492,3 +497,189 @@ def test_a_failed_run_leaves_the_result_that_it_was_to_overwrite(model_dir, pair
     with pytest.raises(InputError, match="no such"):
         run(DPO(), model_dir, tmp_path / "typo.jsonl", out, overwrite=True)
     assert largest_difference(weights(AutoModelForCausalLM.from_pretrained(out / "model")), kept) == 0
+
+
+# ---------------------------------------------------------------- a reference that moves (TR-DPO)
+
+CONSTANT = {"schedule": "constant", "warmup": 0.0}
+
+
+def updates(out: Path) -> dict[int, dict[str, Any]]:
+    return {line["step"]: line for line in journal(out) if "loss" in line}
+
+
+def test_the_update_after_a_whole_move_starts_from_ln_2_again(model_dir, pairs, tmp_path):
+    """With reference_mixup=1 the reference of updates 3 and 5 is the policy as it is: margins 0, loss ln 2."""
+    out = tmp_path / "run"
+    options = {"reference_sync_steps": 2, "reference_mixup": 1.0, "max_steps": 5, **CONSTANT}
+    result = run(DPO(), model_dir, pairs, out, **options)
+    assert result.summary["reference"] == "a frozen copy in memory, moved every 2 updates"
+    losses = {step: line["loss"] for step, line in updates(out).items()}
+    for step in (1, 3, 5):
+        assert losses[step] == pytest.approx(0.693147, abs=1e-5)
+    for step in (2, 4):
+        assert losses[step] < 0.68
+
+
+def test_rewards_fall_back_part_of_the_way_when_the_reference_moves(model_dir, pairs, tmp_path):
+    """One batch of all rows, so that an update's margins differ from those of a still reference by the moves alone."""
+    still, moved = tmp_path / "still", tmp_path / "moved"
+    options = {"batch_size": 24, "eval_fraction": 0.0, "max_steps": 4, "learning_rate": 3e-3, **CONSTANT}
+    run(DPO(), model_dir, pairs, still, reference="copy", **options)
+    run(DPO(), model_dir, pairs, moved, reference_sync_steps=3, **options)
+    without, margins = (
+        {step: line["rewards/margins"] for step, line in updates(out).items()} for out in (still, moved)
+    )
+    for step in (1, 2, 3):
+        assert margins[step] == pytest.approx(without[step], abs=1e-6)
+    # were log-probs linear in the weights, 1 - reference_mixup of them would be left
+    assert margins[4] / without[4] == pytest.approx(0.4, abs=0.08)
+
+
+def test_evaluations_do_not_move_the_reference(model_dir, pairs, tmp_path):
+    options = {"reference_sync_steps": 2, "max_steps": 5, **CONSTANT}
+    for name, every in (("seldom", None), ("often", 1)):
+        run(DPO(), model_dir, pairs, tmp_path / name, eval_every=every, **options)
+    seldom, often = (updates(tmp_path / name) for name in ("seldom", "often"))
+    assert [often[step]["loss"] for step in often] == [seldom[step]["loss"] for step in seldom]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora_rank": 2}, "reference_sync_steps mixes whole weights and does not work with an adapter"),
+        ({"shard": True}, "does not work with shard"),
+        ({"reference": "cache"}, "reference_sync_steps moves a copy of the weights; use reference: copy"),
+        ({"reference": "adapter", "lora_rank": 2}, "moves a copy of the weights"),
+        ({"reference_sync_steps": None, "reference_mixup": 0.5}, "reference_mixup is read where the reference moves"),
+    ],
+)
+def test_a_reference_that_cannot_move_is_refused_before_anything_is_loaded(
+    options, message, model_dir, pairs, tmp_path, nothing_loads
+):
+    with pytest.raises(InputError, match=message):
+        run(DPO(), model_dir, pairs, tmp_path / "run", **{"reference_sync_steps": 2, **options})
+
+
+def test_a_reference_of_another_shape_cannot_move_towards_the_policy(model_dir, pairs, tmp_path):
+    other = save_model(tmp_path / "other", architecture="gpt_neox")
+    with pytest.raises(InputError, match="its weights differ in shape from the model's"):
+        run(DPO(), model_dir, pairs, tmp_path / "run", reference_model=other, reference_sync_steps=2)
+    same = save_model(tmp_path / "same", seed=1)
+    options = {"reference_sync_steps": 1, "reference_mixup": 1.0, "max_steps": 2, **CONSTANT}
+    run(DPO(), model_dir, pairs, tmp_path / "moves", reference_model=same, **options)
+    losses = [line["loss"] for line in updates(tmp_path / "moves").values()]
+    assert abs(losses[0] - 0.693147) > 1e-3 and losses[1] == pytest.approx(0.693147, abs=1e-5)
+
+
+# ---------------------------------------------------------------- what an objective may ask of a run
+
+
+class Ratio(NamedTuple):
+    """The reference's log-prob of each completion, [N] nats, and the mean of what it says of other prompts, []."""
+
+    logp: torch.Tensor
+    apart: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Offset(DPO):
+    """DPO with an offset that follows from the rows, and a reference that is asked about texts in none of them."""
+
+    offset: float | None = None
+    facts: ClassVar[Facts] = replace(DPO.facts, name="offset", live=True, least=3)
+
+    def settled(self, examples: Any) -> Offset:
+        if any(len(example.prompt) > 30 for example in examples):
+            raise InputError(f"{examples[0].where}: too long")
+        return replace(self, offset=1 / len(examples)) if self.offset is None else self
+
+    def targets(self, batch: Batch, models: Any) -> Any:
+        assert batch.num_prompts >= self.facts.least
+        prompts = batch.prompts.rows()
+        swapped = replace(batch, prompts=Ragged.of([row.tolist() for row in [*prompts[1:], prompts[0]]]))
+        return Ratio(batch.sum_tokens(models.reference(batch)), models.reference(swapped).mean())
+
+    def loss(self, batch: Batch, out: Any, targets: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        assert self.offset is not None
+        chosen, rejected = batch.pairs(self.beta * (batch.sum_tokens(out.logp) - targets.logp))
+        return torch.nn.functional.softplus(self.offset - (chosen - rejected)).sum(), {"rewards/chosen": chosen}
+
+    def at_start(self) -> dict[str, float]:
+        assert self.offset is not None
+        return {"loss": math.log1p(math.exp(self.offset)), "rewards/chosen": 0.0}
+
+
+def test_options_that_follow_from_the_training_rows_are_filled_in_and_said(model_dir, pairs, tmp_path, capsys):
+    result = run(Offset(), model_dir, pairs, tmp_path / "run")
+    rows = result.summary["data"]["rows"]
+    assert (rows, result.summary["held_out_rows"]) == (18, 6)
+    assert f"offset: {1 / rows}, from the training rows" in capsys.readouterr().err
+    assert result.summary["start"]["eval/loss"] == pytest.approx(math.log1p(math.exp(1 / rows)), abs=1e-4)
+    given = run(Offset(offset=0.5), model_dir, pairs, tmp_path / "given")
+    assert "from the training rows" not in capsys.readouterr().err
+    assert given.summary["start"]["eval/loss"] == pytest.approx(math.log1p(math.exp(0.5)), abs=1e-4)
+
+
+def test_rows_that_an_option_cannot_follow_from_stop_before_anything_is_loaded(tmp_path, model_dir, nothing_loads):
+    row = {"prompt": "red " * 40 + ":", "chosen": " good", "rejected": " bad"}
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for _ in range(4)), encoding="utf-8")
+    with pytest.raises(InputError, match=r"rows\.jsonl:1: too long"):
+        run(Offset(), model_dir, tmp_path / "rows.jsonl", tmp_path / "run", eval_fraction=0.0)
+
+
+def test_a_reference_asked_about_texts_in_no_row_is_live(model_dir, pairs, tmp_path, nothing_loads, monkeypatch):
+    with pytest.raises(InputError, match="reference: cache cannot serve offset"):
+        run(Offset(), model_dir, pairs, tmp_path / "cache", reference="cache")
+    monkeypatch.undo()
+    copied = run(Offset(), model_dir, pairs, tmp_path / "copy")
+    assert copied.summary["reference"] == "a frozen copy in memory"
+    adapted = run(Offset(), model_dir, pairs, tmp_path / "adapter", lora_rank=2)
+    assert adapted.summary["reference"] == "this model with its adapter off or at its start"
+
+
+def test_an_update_never_has_fewer_prompts_than_the_objective_needs(model_dir, tmp_path):
+    """5 rows in batches of 3: all 5, never 2; and as many updates as were asked for."""
+    data = write_rows(tmp_path / "five.jsonl", "pairs", 5)
+    options = {"batch_size": 3, "eval_fraction": 0.0, "max_steps": 9, "preflight": "on"}
+    result = run(Offset(), model_dir, data, tmp_path / "run", **options)
+    assert result.summary["steps"] == 9 and max(updates(tmp_path / "run")) == 9
+    other = write_rows(tmp_path / "other.jsonl", "pairs", 4, seed=3)
+    run(Offset(), model_dir, data, tmp_path / "other", **options, eval_data=other)
+
+
+@pytest.mark.parametrize(
+    ("num", "options", "message"),
+    [
+        (24, {"batch_size": 2}, "batch_size: offset needs at least 3 prompts in an update, got 2"),
+        (2, {"eval_fraction": 0.0}, "offset needs at least 3 rows, training and held out"),
+        (24, {"eval_fraction": 0.01}, "offset needs at least 3 rows, training and held out"),
+    ],
+)
+def test_too_few_rows_for_the_objective_are_refused_before_anything_is_loaded(
+    num, options, message, model_dir, tmp_path, nothing_loads
+):
+    data = write_rows(tmp_path / "rows.jsonl", "pairs", num)
+    with pytest.raises(InputError, match=message):
+        run(Offset(), model_dir, data, tmp_path / "run", **options)
+
+
+def test_labels_of_one_class_may_be_evaluated_on_and_not_trained_on(model_dir, tmp_path):
+    """What a labels objective would be given: `_read` refuses one class to train on, and not as held-out rows."""
+    both = [
+        {"prompt": f"red {word} :", "completion": " good", "label": word == "cat"} for word in ("cat", "dog", "one")
+    ]
+    for name, rows in (("both", both), ("bad", both[1:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    paths = {"model": str(model_dir), "out": "o"}
+    labels = SimpleNamespace(facts=replace(DPO.facts, data="labels"))
+
+    def read(data: str, eval_data: str | None) -> Any:
+        given = {"data": f"{tmp_path}/{data}.jsonl", "eval_data": eval_data and f"{tmp_path}/{eval_data}.jsonl"}
+        settings = config.resolve(config.SECTIONS, {**paths, **given, "eval_fraction": 0.0})
+        return recipe._read(labels, settings, word_tokenizer())
+
+    train, held_out = read("both", "bad")
+    assert (len(train), len(held_out)) == (3, 2)
+    with pytest.raises(InputError, match="all 2 answers are labelled bad and none good"):
+        read("bad", None)
