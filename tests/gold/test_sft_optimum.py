@@ -1,8 +1,9 @@
-"""The optimum of supervised fine-tuning: maximum likelihood."""
+"""Where supervised fine-tuning ends: at the likelihood's maximum, or, weighted by probability, at the mode."""
 
 from __future__ import annotations
 
-from tabular import Population, Row, draws, kl, optimum
+import torch
+from tabular import Population, Row, Task, descend_in_probability, draws, kl, optimum
 
 from prefopt.objectives import SFT
 
@@ -19,3 +20,17 @@ def test_optimum_is_how_often_each_response_is_shown():
     found = optimum(SFT(), demonstrations(), START)
     assert kl(found, SHARES.log()) < 1e-10
     assert kl(found, START) > 1e-3
+
+
+def test_weighted_by_probability_the_most_frequent_response_takes_all():
+    """The gradient is that of the expected probability of a demonstration, sum over y of share(y) p(y), which is
+    largest where p is all on the most frequent one: p (share - sum of share p) in the logits.
+    """
+    gradient = Task(SFT(weighting="probability"), demonstrations(), START).gradient
+    p = START.softmax(-1)
+    expected = -p * (SHARES - (SHARES * p).sum(-1, keepdim=True))
+    assert torch.allclose(gradient(START.clone().requires_grad_()), expected, rtol=0, atol=1e-15)
+    found = descend_in_probability(gradient, START, rate=5.0, steps=400).softmax(-1)
+    most = SHARES.argmax(-1)
+    assert (found[range(PROMPTS), most] > 1 - 1e-6).all()
+    assert (START.argmax(-1) != most).any()
