@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -57,3 +59,11 @@ def test_far_log_ratios_stay_finite_and_one_that_is_too_low_is_pushed_up(name, d
 def test_the_exponential_is_exact_up_to_where_it_is_continued():
     x = torch.tensor([-29.9, -5.0, 0.0, 29.9])
     assert torch.equal(1 - DIVERGENCES["forward_kl"](x, 0.5), 1 - (1 - (-x).exp()))
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "alpha"])
+def test_the_gradient_is_not_lost_in_float32(name):
+    """f'' at moderate log-ratios: e^-x and e^(-x / 2). A tangent of slope e^30 must not be added and taken off again."""
+    x = torch.tensor([-3.0, 0.0, 2.0], requires_grad=True)
+    DIVERGENCES[name](x, 0.5).sum().backward()
+    assert x.grad.tolist() == pytest.approx([math.exp(-v if name == "forward_kl" else -v / 2) for v in (-3, 0, 2)])
