@@ -249,7 +249,7 @@ def save_model(folder: Path, seed: int = 0, architecture: str = "llama") -> Path
 def write_rows(path: Path, data: str, num: int = 24, seed: int = 0) -> Path:
     """Text rows in the usual columns. The good answer says `good`, the bad one `bad`; demonstrations are good.
 
-    Ratings: a third answer says nothing of either. Steps: right ones say `good`, wrong ones `bad`.
+    Ratings: a third answer says nothing of either. Steps: right ones end in `good`, wrong ones in `bad`.
     """
     draw = random.Random(seed)
 
@@ -265,7 +265,10 @@ def write_rows(path: Path, data: str, num: int = 24, seed: int = 0) -> Path:
             "demonstrations": {"completion": chosen},
             "labels": {"completion": rejected if number % 2 else chosen, "label": not number % 2},
             "ratings": {"completions": [rejected, f" one {words(2)}", chosen], "scores": [1, 2, 4]},
-            "steps": {"completions": [chosen, rejected, chosen], "labels": [True, False, True]},
+            "steps": {
+                "completions": [f" {words(1)} {said}" for said in ("good", "bad", "good")],
+                "labels": [True, False, True],
+            },
         }
         lines.append(json.dumps({"prompt": prompt, **forms[data]}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -102,14 +102,15 @@ def _weights(base: str, options: ModelOptions, device: torch.device, head: HeadK
         extra["num_labels"] = len(LABELS[head])
     quantization = _quantization(options, device, head)
     try:
-        found: Any = getattr(transformers, AUTO[head]).from_pretrained(
-            base,
-            dtype=pick_dtype(options.dtype, device),
-            quantization_config=quantization,
-            output_loading_info=True,
-            **extra,
-            **hub,
-        )
+        with _without_report() if new else contextlib.nullcontext():
+            found: Any = getattr(transformers, AUTO[head]).from_pretrained(
+                base,
+                dtype=pick_dtype(options.dtype, device),
+                quantization_config=quantization,
+                output_loading_info=True,
+                **extra,
+                **hub,
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{base}: cannot load a {IN_WORDS[head]}: {_first_line(error)}") from error
     model, report = found
@@ -118,6 +119,17 @@ def _weights(base: str, options: ModelOptions, device: torch.device, head: HeadK
     if new:
         fresh(model, head)
     return model, new
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """No table of weights that the file lacks: a new head is meant, and any other lack is an error."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _checked(base: str, options: ModelOptions, head: HeadKind) -> Any:

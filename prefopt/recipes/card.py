@@ -14,8 +14,10 @@ def _use(head: HeadKind, name: str, is_adapter: bool) -> str:
     auto = AUTO[head].replace("AutoModel", "AutoPeftModel") if is_adapter else AUTO[head]
     lines = [f"from {'peft' if is_adapter else 'transformers'} import {auto}", "from transformers import AutoTokenizer"]
     lines += ["", f'tokenizer = AutoTokenizer.from_pretrained("{name}")']
-    more = f", num_labels={len(LABELS[head])}, pad_token_id=tokenizer.pad_token_id" if head in LABELS else ""
-    lines.append(f'model = {auto}.from_pretrained("{name}"{more if is_adapter else ""})')
+    labels = f", num_labels={len(LABELS[head])}" if is_adapter and head in LABELS else ""
+    lines.append(f'model = {auto}.from_pretrained("{name}"{labels})')
+    if labels:
+        lines.append("model.config.pad_token_id = tokenizer.pad_token_id")
     if head == "completion":
         lines += ["# prompt and answer as they were trained on, the end token included", *_SCORE]
     if head == "steps":

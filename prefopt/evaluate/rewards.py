@@ -1,0 +1,62 @@
+"""Scores of whole examples through a reward model, or of their steps through a process reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from prefopt.batch import Batch
+from prefopt.evaluate.scoring import TOKENS_PER_BATCH, Scorer, batches, evaluating
+from prefopt.records import Example
+
+
+def completion_scores(
+    model: Scorer,
+    examples: Sequence[Example],
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """The score of every completion, read at its last token, in the examples' order; [N] float64, on the CPU.
+
+    progress: told how many examples were scored since it was last told. ValueError for a model without a score head.
+    """
+    found = [torch.zeros(0, dtype=torch.float64)]
+    for batch, value in _values(model, examples, tokens_per_batch, progress):
+        found.append(value[batch.completions.lengths.cumsum(0) - 1])
+    return torch.cat(found)
+
+
+def step_scores(
+    model: Scorer,
+    examples: Sequence[Example],
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[float]]:
+    """The probability that each step is right, one list per example, in their order. Steps end at labelled tokens.
+
+    ValueError for a model without a score head, or an example without steps.
+    """
+    found: list[list[float]] = []
+    for batch, value in _values(model, examples, tokens_per_batch, progress):
+        if batch.steps is None:
+            raise ValueError("no example has steps, so there is nothing to score")
+        ends = ~batch.steps.isnan()  # [K]
+        owner = batch.group[batch.owner[ends]]  # [steps]
+        right = value[ends].sigmoid()
+        found += [right[owner == g].tolist() for g in range(batch.num_prompts)]
+    return found
+
+
+def _values(
+    model: Scorer, examples: Sequence[Example], tokens_per_batch: int, progress: Callable[[int], None]
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches of the examples with the value of each token, [K] float64 on the CPU."""
+    with evaluating(model), torch.no_grad():
+        for batch in batches(examples, tokens_per_batch):
+            value = model(batch).value
+            if value is None:
+                raise ValueError("the model has no score head")
+            yield batch, value.cpu().double()
+            progress(batch.num_prompts)
