@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefopt import ranks
 from prefopt.batch import Batch, Outputs
 from prefopt.models.policy import per_token
 
@@ -77,15 +78,18 @@ def check_start(objective: Any, policy: Any, reference: Callable[[Batch], Tensor
                 "model this run starts from (another adapter, stale cache, or other weights); set reference_model if "
                 "that is meant, or delete the cache folder named in the log"
             )
-        loss, seen = objective.loss(batch, out, objective.targets(batch, _Itself(policy)))
-        values = {"loss": float(loss / objective.count(batch)), **{name: float(x.mean()) for name, x in seen.items()}}
-    for name, expected in objective.at_start().items():
+        itself = _Itself(policy)
+        loss, seen = objective.loss(batch, itself.policy(batch), objective.targets(batch, itself))
+        means = {name: float(x.mean()) for name, x in seen.items() if len(x)}  # of a class that has a row here
+        values = {"loss": float(loss / objective.count(batch)), **means}
+    start = {name: expected for name, expected in objective.at_start().items() if name in values}
+    for name, expected in start.items():
         if not abs(values[name] - expected) <= 1e-5 * max(1.0, abs(expected)):
             raise PreflightError(
                 f"{name} is {values[name]:.6f} before the first update and must be {expected:.6f}; "
                 "the objective or the pairing of completions is broken"
             )
-    said = ", ".join(f"{name} {values[name]:.6f}" for name in objective.at_start())
+    said = ", ".join(f"{name} {values[name]:.6f}" for name in start)
     return [f"reference equals policy to {gap:.0e} nats a token", f"before the first update: {said}"]
 
 
@@ -95,10 +99,21 @@ def _gap(a: Tensor, b: Tensor) -> float:
 
 
 class _Itself:
-    """Models for `objective.targets` while the policy is its own reference."""
+    """Models for `objective.targets` while the policy is its own reference.
+
+    One prompt at a time, so that rounding does not depend on what else is in a pass: objectives that score a batch in
+    several passes find the same log-probs in each.
+    """
 
     def __init__(self, policy: Callable[[Batch], Outputs]) -> None:
-        self.policy = policy
+        self.score = policy
+
+    def policy(self, batch: Batch) -> Outputs:
+        num = batch.num_prompts
+        places = [min(place, num - 1) for place in range(ranks.all_max(num))]  # as many passes as other processes
+        outs = [self.score(batch.take(g, g + 1)) for g in places][:num]
+        columns: list[Any] = [None if x[0] is None else torch.cat(x) for x in zip(*outs, strict=True)]
+        return Outputs(*columns)
 
     def reference(self, batch: Batch) -> Tensor:
         return self.policy(batch).logp

@@ -20,7 +20,7 @@ from prefopt.models.adapters import LoraOptions, adapt
 from prefopt.models.layouts import TreeRow
 from prefopt.models.policy import Policy, choose
 from prefopt.models.reference import AdapterOff, Cached, Copied
-from prefopt.objectives import DPO, EVERY
+from prefopt.objectives import BCO, DPO, EVERY, KTO, update
 from prefopt.objectives.dpo import Reference
 from prefopt.preflight import PreflightError
 
@@ -200,6 +200,27 @@ def test_no_healthy_run_is_stopped(architecture, dtype, tuning, name, layout, tm
     assert len(preflight.check_policy(policy, batch)) == 1 + (policy.layout == "tree")
     if reference is not None:
         assert len(preflight.check_start(objective, policy, reference, batch)) == 2
+
+
+@pytest.mark.parametrize("objective", [KTO(), BCO()])
+def test_rounding_between_the_passes_of_an_objective_stops_no_run(objective, monkeypatch):
+    """Both score the update in passes of their own, and in 16 bits a log-prob depends on what shares its pass."""
+    monkeypatch.setattr(update, "PASS_TOKENS", 1)
+    policy = Policy(ARCHITECTURES["llama"](0, torch.bfloat16), "padded")
+    batch = Batch.of(rows("labels", num=30, seed=3))
+    apart = [policy(batch.take(g, g + 1)).logp for g in range(30)]
+    assert not torch.equal(policy(batch).logp, torch.cat(apart))
+    preflight.check_start(objective, policy, Copied.of(policy, Budget(EVERYTHING)), batch)
+
+
+@pytest.mark.parametrize("objective", [KTO(), BCO()])
+def test_a_sample_of_one_class_or_one_prompt_stops_no_run(objective):
+    """What has no row among the first few cannot be checked on them."""
+    policy = Policy(gpt_neox(0, torch.float32))
+    good = rows("labels", num=6)[::2]
+    for examples in (good, [dataclasses.replace(example, prompt=good[0].prompt) for example in good]):
+        said = preflight.check_start(objective, policy, Copied.of(policy, Budget(EVERYTHING)), Batch.of(examples))
+        assert "rewards/chosen 0.000000" in said[-1] and "rejected" not in said[-1]
 
 
 def test_the_healthy_runs_are_many_and_most_of_them_are_packed():
