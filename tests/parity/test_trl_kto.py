@@ -39,7 +39,8 @@ from prefopt.objectives import KTO
 from prefopt.objectives.kto import Zero, mismatched
 from prefopt.records import Example
 
-ROWS = examples([(1.0,), (0.0,), (1.0,), (1.0,), (0.0,), (1.0,)], seed=9)
+LABELS = [(1.0,), (0.0,), (1.0,), (1.0,), (0.0,), (1.0,)]
+ROWS = examples(LABELS, seed=9)
 EQUAL = KTO(desirable_weight=1.0, undesirable_weight=1.0)
 
 
@@ -75,6 +76,19 @@ def test_given_trls_mismatched_pairs_loss_and_gradient_are_its_own(
         assert_equal(ours.said(Fed(objective, fed(drift)), [ROWS[row] for row in rows]), theirs, f"rows {rows}")
         drifts.append(float(drift))
     assert min(drifts) == 0 < max(drifts)  # clamped and not
+
+
+@pytest.mark.parametrize(("seed", "positive"), [(9, True), (0, False)])
+def test_given_prefopts_mismatched_pairs_trl_has_its_drift_and_loss(seed: int, positive: bool, tmp_path: Path) -> None:
+    rows, ours = examples(LABELS, seed=seed), Ours()
+    peer, answers = on_labels(rows, tmp_path), {tuple(prompt): answer for prompt, answer in prefopts_pairs(rows)}
+    peer.trainer.train_dataset = [
+        row | {"KL_completion_ids": answers[tuple(row["prompt_ids"])]} for row in peer.trainer.train_dataset
+    ]
+    assert_equal(ours.said(EQUAL, rows), peer.said())
+    drift = one_update(EQUAL, Batch.of(rows), ours.models).metrics["kl"]
+    assert drift == pytest.approx(peer.logged("kl"), rel=TOLERANCE, abs=TOLERANCE)
+    assert (drift > 0) == positive
 
 
 def test_metrics_of_one_name_have_one_value(tmp_path: Path) -> None:
