@@ -45,7 +45,7 @@ for given in runs:
                 raise RuntimeError("rank 1 fell over")
             return plain(*arguments)
         plain, recipe._policy = recipe._policy, policy
-    prefopt.train(objective=EVERY[given.pop("objective")](), **given)
+    prefopt.train(objective=EVERY[given.pop("objective")](**given.pop("settings", {})), **given)
 assert ranks.world() == wanted, ranks.world()
 ranks.stop()
 """
@@ -109,7 +109,16 @@ def same_run(one: Path, two: Path) -> None:
         assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9)
 
 
-# name of the run with two processes -> objective, and the options in which it differs from the one with one process
+# name of the run with one process -> objective and its own options
+ALONE: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft": ("sft", {}),
+    "dpo": ("dpo", {}),
+    # these read numbers of the whole update, on all processes
+    "dpo with a drift": ("dpo", {"loss_type": {"sigmoid": 0.5, "bco": 0.5}}),
+    "aot": ("aot", {}),
+}
+
+# name of the run with two processes -> the one with one process, and the options in which it differs
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {}),
     "dpo": ("dpo", {}),
@@ -119,6 +128,9 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft, no memory in an update": ("sft", {"preflight": "off", "outage": 2}),
     "sft sharded": ("sft", {"shard": True}),
     "dpo sharded": ("dpo", {"shard": True, "tokens_per_forward": 20}),
+    "dpo with a drift": ("dpo with a drift", {}),
+    "aot": ("aot", {"tokens_per_forward": 20}),
+    "aot sharded": ("aot", {"shard": True, "tokens_per_forward": 20}),
 }
 
 
@@ -126,24 +138,24 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 def finished(tmp_path_factory):
     """All runs on one process and on two, in folders named after them; the folder they lie in."""
     folder = tmp_path_factory.mktemp("processes")
-    given = {objective: options_for(objective, folder) for objective in ("sft", "dpo")}
-    alone = [{**given[name], "objective": name, "out": folder / "one" / name} for name in given]
-    both = [
-        {**given[objective], **changes, "objective": objective, "out": folder / "two" / name}
-        for name, (objective, changes) in RUNS.items()
-    ]
+    given = {
+        name: {**options_for(objective, folder), "objective": objective, "settings": settings}
+        for name, (objective, settings) in ALONE.items()
+    }
+    alone = [{**given[name], "out": folder / "one" / name} for name in ALONE]
+    both = [{**given[same], **changes, "out": folder / "two" / name} for name, (same, changes) in RUNS.items()]
     for processes, runs in ((1, alone), (2, both)):
         done = launch(processes, folder, runs)
         assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("sharding: 2 decoder layers over 2 processes") == 2
+    assert done.stderr.count("sharding: 2 decoder layers over 2 processes") == 3
     return folder
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_take_the_same_updates_as_one(name, finished):
-    objective = RUNS[name][0]
-    same_run(finished / "one" / objective, finished / "two" / name)
-    start = weights(AutoModelForCausalLM.from_pretrained(finished / f"{objective} start", dtype="float64"))
+    alone = RUNS[name][0]
+    same_run(finished / "one" / alone, finished / "two" / name)
+    start = weights(AutoModelForCausalLM.from_pretrained(finished / f"{ALONE[alone][0]} start", dtype="float64"))
     assert largest_difference(start, outcome(finished / "two" / name)[0]) > 1e-2
 
 
