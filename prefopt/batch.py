@@ -67,10 +67,15 @@ class Batch:
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Batch:
-        """Examples as one batch, in their order. ValueError, naming the row, on an empty prompt or completion."""
+        """Examples as one batch, in their order.
+
+        ValueError, naming the row, on an empty prompt or completion, and on scores, flags or labels that are not one
+        for each completion or token.
+        """
         for example in examples:
             if not example.prompt or not example.completions or not all(example.completions):
                 raise ValueError(f"{example.where or 'an example'}: an empty prompt or completion cannot be scored")
+            _check_sizes(example)
         owners = [g for g, example in enumerate(examples) for _ in example.completions]
         return cls(
             prompts=Ragged.of([example.prompt for example in examples]),
@@ -178,6 +183,19 @@ class Outputs(NamedTuple):
     entropy: Tensor | None = None
     value: Tensor | None = None
     collision: Tensor | None = None
+
+
+def _check_sizes(example: Example) -> None:
+    """ValueError, naming the row: laid end to end, a missing score would shift those of every row after it."""
+    sizes = [len(tokens) for tokens in example.completions]
+    found = {"trained flags": example.trained} | ({} if example.steps is None else {"labels of steps": example.steps})
+    where = example.where or "an example"
+    if len(example.scores) != len(sizes):
+        raise ValueError(f"{where}: {len(sizes)} completions, {len(example.scores)} scores; give one score each")
+    for name, values in found.items():
+        if [len(own) for own in values] != sizes:
+            own = [len(value) for value in values]
+            raise ValueError(f"{where}: completions of {sizes} tokens, {name} for {own}; give one for each token")
 
 
 def _steps(examples: Sequence[Example]) -> Tensor | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -82,6 +83,31 @@ def test_examples_lie_end_to_end():
 def test_an_empty_prompt_or_completion_names_the_row(row):
     with pytest.raises(ValueError, match=r"pairs\.jsonl:17: an empty prompt or completion"):
         Batch.of([example(1, 1), row])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"scores": [1.0]}, "2 completions, 1 scores; give one score each"),
+        ({"scores": [1.0, 0.0, 0.0]}, "2 completions, 3 scores"),
+        ({"trained": [[True], [True]]}, r"completions of \[2, 1\] tokens, trained flags for \[1, 1\]"),
+        ({"trained": [[True, True]]}, r"trained flags for \[2\]"),
+        ({"steps": [[NAN, 1.0]]}, r"completions of \[2, 1\] tokens, labels of steps for \[2\]"),
+    ],
+)
+def test_scores_and_flags_that_are_not_one_each_name_the_row(changes, said):
+    """Two such rows may cancel: laid end to end, nothing would tell."""
+    row = Example([1], [[2, 3], [4]], [1.0, 0.0], [[True, True], [True]], "pairs.jsonl:17")
+    assert Batch.of([row]).num_completions == 2
+    with pytest.raises(ValueError, match=rf"pairs\.jsonl:17: .*{said}"):
+        Batch.of([replace(row, **changes)])
+
+
+def test_labels_of_steps_lie_end_to_end_and_rows_without_any_have_none():
+    plain, labelled = Example([1], [[2, 3]], [1.0], [[True, True]]), Example([1], [[4]], [0.0], [[True]], "", [[0.0]])
+    assert Batch.of([plain]).steps is None
+    steps = Batch.of([plain, labelled]).steps
+    assert steps.isnan().tolist() == [True, True, False] and steps[2] == 0
 
 
 def test_ragged_rows_and_cuts():

@@ -102,7 +102,8 @@ class Dataset:
         lengths = [len(tokens) for example in self.examples for tokens in example.completions]
         if self.kind in ("labels", "steps"):
             good, bad = _balance(self.examples)
-            lines.append(f"{self.kind}: {good:,} good, {bad:,} bad")
+            words = ("good", "bad") if self.kind == "labels" else ("right", "wrong")
+            lines.append(f"{self.kind}: {good:,} {words[0]}, {bad:,} {words[1]}")
         if lengths:
             lines.append("completion tokens " + _quantiles(lengths))
             trained = sum(flag for example in self.examples for flags in example.trained for flag in flags)
@@ -185,6 +186,7 @@ def load(
 ) -> Dataset:
     """Read, understand and tokenise `source` for an objective whose `facts.data` is `kind`.
 
+    kind "completions": every whole answer as it is, compared with none, to be scored; the result says what it holds.
     held_out: to evaluate on, so that labels may be of one class.
     InputError, as `file:line: what was found; what to do`, at the first bad row (unless `skip_bad`), where the data
     cannot serve as `kind`, where labels to train on are of one class, or where nothing is left.
@@ -210,7 +212,8 @@ def load(
     notes = reader.notes + encoder.notes
     if left := unread(source):
         notes[f"files left out, not of the split train ({', '.join(left)}); add @NAME to the path for them"] = len(left)
-    return Dataset(examples, rows, reader.how, kind, str(source), dict(counts), truncated, dict(notes))
+    held = shape.kind if kind == "completions" else kind
+    return Dataset(examples, rows, reader.how, held, str(source), dict(counts), truncated, dict(notes))
 
 
 def _refuse_one_class(examples: list[Example], source: str | Path, counts: Counter[str]) -> None:

@@ -317,7 +317,7 @@ def test_a_step_s_label_is_at_the_last_token_of_its_separator(tmp_path: Path) ->
     assert (example.scores, example.trained) == ([0.0], [[True] * len(example.completions[0])])
     right = STEPPED | {"completions": [" found"], "labels": [1]}
     assert made(tmp_path, [right], "steps").examples[0].scores == [1.0]
-    assert "steps: 2 good, 1 bad" in data.describe().splitlines()
+    assert "steps: 2 right, 1 wrong" in data.describe().splitlines()
 
 
 def test_the_text_of_the_first_steps_has_the_tokens_they_have_in_the_whole(tmp_path: Path) -> None:
