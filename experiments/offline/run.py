@@ -37,7 +37,7 @@ SEEDS = tuple(range(8))
 TUNING_SEEDS = (100, 101, 102)
 DISTANCES = (0.5, 1.0, 2.0)  # nats at which methods are compared
 PRICE = 0.4  # standard deviations of reward for a nat: strengths are chosen by the regret at this price
-STEPS, EVERY_STEPS = 400, 20
+STEPS, TUNING_STEPS, EVERY_STEPS = 400, 200, 20
 
 # ---------------------------------------------------------------- settings, written down before any result
 
@@ -47,7 +47,7 @@ BATCH = {"pairs": 64, "ratings": 32, "labels": 128, "demonstrations": 128, "step
 # peak step size by family
 RATES = {"reference": 1e-3, "free": 3e-4, "supervised": 1e-3, "reward": 1e-3}
 
-BETAS = (0.1, 0.3, 1.0)
+BETAS = (0.15, 0.5, 1.5)
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ METHODS: dict[str, Method] = {
     "dpo exo": dpo(loss_type="exo"),
     "dpo nca": dpo(loss_type="nca"),
     "dpo apo_zero": dpo(loss_type="apo_zero"),
-    "dpo apo_down": dpo(loss_type="apo_down"),
+    "dpo apo_down": dpo(grid=(0.3, 1.0, 3.0), loss_type="apo_down"),
     "dpo sppo": dpo(loss_type="sppo"),
     "dpo discopop": dpo(loss_type="discopop"),
     "dpo bco": dpo(loss_type="bco"),
     "dpo sigmoid + bco (MPO)": dpo(loss_type={"sigmoid": 0.8, "bco": 0.2}),
     "dpo forward_kl": dpo(f_divergence="forward_kl"),
     "dpo js": dpo(f_divergence="js"),
-    "dpo drop_penalty 5 (DPOP)": dpo(drop_penalty=5.0),
+    "dpo drop_penalty 5 (DPOP)": dpo(grid=(0.01, 0.03, 0.1), drop_penalty=5.0),
     "dpo wpo": dpo(weighting="wpo"),
     "dpo + sft 0.2 (RPO)": dpo(sft_weight=0.2),
     "dpo moving reference (TR-DPO)": dpo(grid=(0.3, 1.0, 3.0), sync=100),
@@ -187,11 +187,16 @@ def perform(task: Task) -> dict[str, Any]:
 
 
 def along(world: bench.World, points: Sequence[tuple[int, float, float]], distance: float) -> float | None:
-    """Efficiency at a distance that the run passes, by interpolation, of its best passing; None if it never does."""
+    """Efficiency at a distance that the run passes, at its best passing; None if it never does.
+
+    Between two points gold is taken to be linear in the root of the distance, as it is near the reference.
+    """
+    wanted = math.sqrt(distance)
     golds = []
-    for (_, near, low), (_, far, high) in pairwise(points):
-        if near != far and min(near, far) <= distance <= max(near, far):
-            golds.append(low + (high - low) * (distance - near) / (far - near))
+    for (_, before, low), (_, after, high) in pairwise(points):
+        near, far = math.sqrt(max(before, 0.0)), math.sqrt(max(after, 0.0))
+        if near != far and min(near, far) <= wanted <= max(near, far):
+            golds.append(low + (high - low) * (wanted - near) / (far - near))
     return max(golds) / bench.best_at(world, distance) if golds else None
 
 
@@ -331,7 +336,14 @@ def report(
                                                        if task.name == name])}
         for name in names
     }  # fmt: skip
-    return {"methods": methods, "missing": missing, "price": PRICE, "steps": STEPS, "rows": ROWS, "rates": RATES}
+    return {
+        "methods": methods,
+        "missing": missing,
+        "price": PRICE,
+        "steps": sorted({task.steps for task in found}),
+        "rows": ROWS,
+        "rates": RATES,
+    }
 
 
 def main() -> None:
@@ -344,7 +356,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="choose the strengths, on seeds of their own")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--steps", type=int, default=STEPS, help="updates of a run; fewer only to try things out")
+    parser.add_argument("--steps", type=int, default=None, help=f"updates of a run: {STEPS}, to tune {TUNING_STEPS}")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     given = parser.parse_args()
     names, missing = usable(given.methods)
@@ -352,10 +364,10 @@ def main() -> None:
         print(f"left out: {name}: {why}", file=sys.stderr)
     before = json.loads(given.strengths.read_text(encoding="utf-8")) if given.strengths.exists() else {}
     if given.tune:
-        write_json(given.strengths, {**before, **tune(names, given.out, given.jobs, given.steps)})
+        write_json(given.strengths, {**before, **tune(names, given.out, given.jobs, given.steps or TUNING_STEPS)})
         return
     strengths = {name: before.get(name, METHODS[name].grid[len(METHODS[name].grid) // 2]) for name in names}
-    tasks = [Task(name, strengths[name], seed, given.steps) for name in names for seed in given.seeds]
+    tasks = [Task(name, strengths[name], seed, given.steps or STEPS) for name in names for seed in given.seeds]
     found, failed = run_all(tasks, given.out, given.jobs)
     missing |= {f"{task.name} seed {task.seed}": why for task, why in failed.items()}
     made = report(found, strengths, missing)
