@@ -21,17 +21,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from laws import llama
+from laws import llama, one_update
 from peer import (
     LOGPS,
     REFERENCE,
     REWARDS,
+    TOLERANCE,
     Fed,
     Ours,
     alone,
@@ -40,6 +42,7 @@ from peer import (
     assert_equal,
     assert_parity,
     assert_same_metrics,
+    chosen,
     mean_of,
     on_pairs,
     pairs,
@@ -47,6 +50,7 @@ from peer import (
     step,
 )
 
+from prefopt.batch import Batch
 from prefopt.budget import Budget
 from prefopt.models.policy import Policy
 from prefopt.models.reference import Copied
@@ -70,6 +74,7 @@ def kind(name: str, **options: Any) -> dict[str, Any]:
 
 # a beta that keeps exponentials of log-ratios, and so the rounding of either side, near 1
 SMALL = 0.001
+AVERAGED = IPO(log_ratio="mean")
 
 SAME = {
     "sigmoid": Same(kind("sigmoid"), DPO()),
@@ -84,7 +89,7 @@ SAME = {
     "sppo_hard": Same(kind("sppo_hard", beta=0.5), DPO(loss_type="sppo", beta=0.5)),
     "discopop": Same(kind("discopop"), DPO(loss_type="discopop")),
     "sigmoid_norm": Same(kind("sigmoid_norm", beta=2.0), DPO(log_ratio="mean", beta=2.0)),
-    "ipo": Same(kind("ipo"), IPO(log_ratio="mean")),
+    "ipo": Same(kind("ipo"), AVERAGED),
     "forward_kl": Same(
         kind("sigmoid", f_divergence_type="forward_kl", beta=SMALL), DPO(f_divergence="forward_kl", beta=SMALL)
     ),
@@ -173,6 +178,21 @@ def test_the_sft_term_is_a_mean_per_completion_where_trl_averages_over_a_batchs_
     assert_differ(ours.said(objective, ROWS), peer.said())
     term = ours.said(SFT(), as_demonstrations(ROWS)).times(0.7)
     assert_equal(ours.said(DPO(), ROWS) + term, peer.said())
+
+
+def test_rewards_are_what_the_loss_compares_where_trl_logs_beta_times_a_sum(tmp_path: Path) -> None:
+    """With averaged log-ratios or another divergence the two are not one; a margin then says what is learnt here."""
+    row, ours = ROWS[:1], Ours()
+    for theirs, objective in ((SAME["sigmoid_norm"].theirs, DPO(log_ratio="mean", beta=2.0)), (kind("ipo"), AVERAGED)):
+        peer = on_pairs("DPO", row, tmp_path, **theirs)
+        peer.said()
+        reward = one_update(objective, Batch.of(row), ours.models).metrics["rewards/chosen"]
+        assert reward * len(chosen(row[0])) == pytest.approx(peer.logged("rewards/chosen"), rel=TOLERANCE)
+    peer = on_pairs("DPO", row, tmp_path, **SAME["js_divergence"].theirs)
+    peer.said()
+    reward = one_update(DPO(f_divergence="js"), Batch.of(row), ours.models).metrics["rewards/chosen"]
+    log_ratio = peer.logged("rewards/chosen") / 0.1
+    assert reward == pytest.approx(0.1 * math.log(2 / (1 + math.exp(-log_ratio))), rel=TOLERANCE)
 
 
 def test_a_step_is_a_mean_over_its_pairs_where_trl_takes_a_mean_of_forward_passes(tmp_path: Path) -> None:
