@@ -22,6 +22,7 @@ Preference optimisation of language models.
   prefopt quickstart                     a model from nothing, SFT, then DPO, and what changed; a few minutes
   prefopt train OBJECTIVE|RECIPE ...     train a model on a preference file
   prefopt sample --model DIR ...         what a model says
+  prefopt score --model DIR --data FILE  what a reward model says of answers
   prefopt objectives [NAME]              what there is to train with, and which to choose; all about one
   prefopt explain [METRIC]               what a logged number means, and what healthy looks like
   prefopt --version
@@ -76,6 +77,28 @@ What a number in metrics.jsonl is: definition, unit, which way is better, what h
 `eval/NAME` is NAME on held-out rows. Without a name: all of them, one line each.
 
   --json    the same as JSON, on stdout"""
+
+SCORE = """\
+prefopt score --model DIR --data FILE [--out FILE] [key=value ...]
+
+  --model DIR            a reward model: what `prefopt train reward` or `prefopt train prm` wrote, another directory
+                         of a sequence classifier with one label, an adapter on one, or a hub name
+  --data FILE            the answers, in any form that `prefopt train` reads
+  --map chosen=good      read the column `good` as `chosen`; repeat for more
+  --out FILE             write every row with its scores as JSON lines, which `prefopt train` reads
+  --json                 print only the summary, as JSON, on stdout
+
+What a row gains, by what it holds:
+  pairs           score_chosen and score_rejected
+  rated answers   scores, in the order of completions; the ratings it had become `ratings`
+  other answers   score
+  steps           step_scores, the probability that each step is right, and of the whole answer min, product and
+                  last (a process reward model; min is the usual one to choose by)
+
+A score compares answers to one prompt; across prompts, or alone, it says little. The summary says how often the
+answer labelled better scores more, with a 95 % interval.
+Rows longer than the model's context are left out and counted; set max_length, or overlong=truncate.
+Options such as dtype=bfloat16, skip_bad=true or chat_template=FILE are those of `prefopt train`."""
 
 # Flag -> the option it is another spelling of.
 TRAIN_FLAGS = {"model": "model", "data": "data", "eval_data": "eval_data", "out": "out"}
@@ -558,6 +581,58 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
         raise InputError(f"{path}: cannot write: {error.strerror or error}") from None
 
 
+# ---------------------------------------------------------------- score
+
+
+def score(words: list[str]) -> None:
+    """Score the answers of a file with a reward model; show a summary and write the rows."""
+    parser = Parser("score", SCORE)
+    parser.add_argument("words", nargs="*")
+    for flag in ("--model", "--data"):
+        parser.add_argument(flag)
+    parser.add_argument("--map", action="append", default=[])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", action="store_true")
+    given = parser.read(words)
+    if given.help:
+        return say(SCORE)
+    if given.model is None or given.data is None:
+        raise InputError("score needs --model and --data; `prefopt score --help` shows how")
+    layer = config.parse_overrides([*(f"map.{word}" for word in given.map), *given.words])
+    sections = {name: config.SECTIONS[name] for name in ("model", "data")}
+    options = config.resolve(sections, config.Layer({"max_length": None}), layer)
+    with libraries(given.json):
+        from prefopt.recipes import score as recipe
+
+        found = recipe.score(given.model, given.data, options["model"], options["data"])
+    for note in found.notes:
+        complain(note)
+    if given.out is not None:
+        write_rows(given.out, found.rows)
+        complain(f"wrote {len(found.rows):,} rows with their scores to {given.out}")
+    say(as_json(found.summary) if given.json else "\n".join(score_lines(found.summary)))
+
+
+def score_lines(summary: Mapping[str, Any]) -> list[str]:
+    """A summary of scores for a reader: what was scored, the spread of the scores, and how often they are right."""
+    spreads = {key: value for key, value in summary.items() if isinstance(value, Mapping) and "mean" in value}
+    rates = {key: value for key, value in summary.items() if isinstance(value, Mapping) and "low" in value}
+    about = {key: value for key, value in summary.items() if key not in (*spreads, *rates)}
+    head = f"{'':<12}  {'mean':>10}  {'lowest':>10}  {'highest':>10}"
+    columns = ("mean", "lowest", "highest")
+    table = [f"{name:<12}  " + "  ".join(f"{figure(x[c]):>10}" for c in columns) for name, x in spreads.items()]
+    return [*summary_lines(about), "", head, *table, *(f"\n{rate_in_words(name, x)}" for name, x in rates.items())]
+
+
+def rate_in_words(name: str, rate: Mapping[str, Any]) -> str:
+    """`ranked as labelled: 72 % (63 to 80 % at 95 % confidence, n = 160)`, or why it was not measured."""
+    name = name.replace("_", " ")
+    if rate["value"] is None:
+        return f"{name}: not measured ({rate['why']})"
+    value, low, high = (100 * rate[key] for key in ("value", "low", "high"))
+    return f"{name}: {value:.1f} % ({low:.1f} to {high:.1f} % at 95 % confidence, n = {rate['n']:,})"
+
+
 # ---------------------------------------------------------------- quickstart
 
 
@@ -590,6 +665,7 @@ answers (DPO), and shows what changed on held-out prompts. A few minutes on two 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "sample": sample,
+    "score": score,
     "objectives": objectives,
     "explain": explain,
     "quickstart": quickstart,

@@ -12,7 +12,7 @@ from prefopt.data.read import RowError
 from prefopt.data.shapes import Shape, last_reply
 from prefopt.records import InputError
 
-Kind = Literal["demonstrations", "pairs", "labels", "ratings", "steps", "prompts"]
+Kind = Literal["demonstrations", "pairs", "labels", "ratings", "steps", "prompts", "completions"]
 Ties = Literal["error", "drop"]
 
 FITS = {
@@ -31,6 +31,10 @@ def check(shape: Shape, kind: Kind, source: str) -> None:
     rated = (shape.kind, kind) == ("ratings", "labels") and not shape.marked  # no number says where good begins
     if kind in ("prompts", shape.kind) or ((shape.kind, kind) in _CONVERT and not rated):
         return
+    if kind == "completions":  # whatever has whole answers
+        if shape.kind not in ("prompts", "steps"):
+            return
+        raise InputError(f"{source} holds {shape.kind} ({shape.name}) and no whole answers; give data that has some")
     found = f"{source} holds {shape.kind} ({shape.name}), and this objective needs {kind}"
     raise InputError(f"{found}; use {FITS[shape.kind]}, or give other data")
 
@@ -41,8 +45,8 @@ def convert(record: Record, shape: Shape, kind: Kind, ties: Ties) -> Iterator[Re
     RowError where a prompt is wanted of a conversation that has none, where a group is too small to compare, and,
     unless ties are to be dropped, where it is tied.
     """
-    if kind == "prompts":
-        yield _asked(record)
+    if kind in ("prompts", "completions"):
+        yield _asked(record) if kind == "prompts" else record
         return
     if shape.kind == "pairs":
         dropped = _no_pair(record, kind, ties)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import permutations
 
 import torch
 from torch import Tensor
 
 from prefopt.batch import Batch
 from prefopt.evaluate.scoring import TOKENS_PER_BATCH, Scorer, batches, evaluating
+from prefopt.evaluate.statistics import Estimate, mean, wilson
 from prefopt.records import Example
 
 
@@ -60,3 +63,42 @@ def _values(
                 raise ValueError("the model has no score head")
             yield batch, value.cpu().double()
             progress(batch.num_prompts)
+
+
+def ranked_rightly(labels: Sequence[Sequence[float]], scores: Sequence[Sequence[float]]) -> Estimate:
+    """How often the better labelled of two completions of a prompt has the higher score, a tie counted half.
+
+    labels, scores: [prompt][completion]. Completions with equal labels are not compared, prompts without two different
+    ones left out. Prompts are what is independent (n): each gives its share, with Wilson's interval where every prompt
+    is one comparison, a bootstrap over prompts otherwise.
+    """
+    shares, pairs = [], 0
+    for label, score in zip(labels, scores, strict=True):
+        won = [
+            (score[i] > score[j]) + (score[i] == score[j]) / 2
+            for i, j in permutations(range(len(label)), 2)
+            if label[i] > label[j]
+        ]
+        pairs += len(won)
+        shares += [math.fsum(won) / len(won)] if won else []
+    if not shares:
+        return Estimate(None, None, None, 0, "no prompt has two completions with different labels")
+    return wilson(math.fsum(shares), len(shares)) if pairs == len(shares) else _mean(shares)
+
+
+def steps_rightly(labels: Sequence[Sequence[float]], scores: Sequence[Sequence[float]]) -> Estimate:
+    """How often a step's probability lies on its label's side of one half; [answer][step].
+
+    Answers are what is independent (n), so the interval is a bootstrap over the answers' shares.
+    """
+    shares = []
+    for label, score in zip(labels, scores, strict=True):
+        right = [(probability > 0.5) == (each > 0.5) for each, probability in zip(label, score, strict=True)]
+        shares += [sum(right) / len(right)] if right else []
+    return _mean(shares)
+
+
+def _mean(shares: Sequence[float]) -> Estimate:
+    """A bootstrap's interval; Wilson's where all shares are equal and there is nothing to resample."""
+    found = mean(shares)
+    return found if found.low is not None or not shares else wilson(math.fsum(shares), len(shares))
