@@ -299,6 +299,30 @@ BUGS = [
         tests=LOOP,
         words="not_finite or skipped",
     ),
+    Bug(
+        "a step's label on the next step's first token",
+        "data/template.py",
+        "bisect_right(reached, end) - 1",
+        "min(bisect_right(reached, end), len(ids) - 1)",
+        tests="tests/data/test_dataset.py",
+        words="step",
+    ),
+    Bug(
+        "a tie is a preference for the first",
+        "data/convert.py",
+        "if kind in COMPARED and chosen == rejected else None",
+        "if False else None",
+        tests="tests/data/test_dataset.py",
+        words="tie",
+    ),
+    Bug(
+        "TR-DPO: the reference keeps the share it should take",
+        "models/reference.py",
+        "mine.lerp_(its.to(mine.dtype), mixup)",
+        "mine.lerp_(its.to(mine.dtype), 1 - mixup)",
+        tests="tests/models/test_reference.py",
+        words="follows_is",
+    ),
 ]
 
 
