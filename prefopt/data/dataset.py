@@ -102,7 +102,8 @@ class Dataset:
         lengths = [len(tokens) for example in self.examples for tokens in example.completions]
         if self.kind in ("labels", "steps"):
             good, bad = _balance(self.examples)
-            lines.append(f"{self.kind}: {good:,} good, {bad:,} bad")
+            words = ("good", "bad") if self.kind == "labels" else ("right", "wrong")
+            lines.append(f"{self.kind}: {good:,} {words[0]}, {bad:,} {words[1]}")
         if lengths:
             lines.append("completion tokens " + _quantiles(lengths))
             trained = sum(flag for example in self.examples for flags in example.trained for flag in flags)
