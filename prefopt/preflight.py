@@ -42,9 +42,9 @@ def check_policy(policy: Any, batch: Batch) -> list[str]:
     """
     with torch.no_grad():
         first, again = per_token(policy(batch)), per_token(policy(batch))
-        what, unit = ("scores", "") if policy.scorer else ("log-probs", " nats")
+        what, unit = ("scores are not finite", "") if policy.scorer else ("log-probs are not finite", " nats")
         if not torch.isfinite(first).all():
-            raise PreflightError(f"the model's {what} are not finite; try dtype: float32 or check its weights")
+            raise PreflightError(f"the model's {what}; try dtype: float32 or check its weights")
         slack, gap = rounding(first, policy.model), _gap(first, again)
         if not gap <= slack:
             raise PreflightError(
