@@ -292,9 +292,9 @@ def test_the_config_that_is_written_repeats_the_run(model_dir, pairs, tmp_path):
     first = run(DPO(beta=0.3), model_dir, pairs, tmp_path / "first", lora_rank=2, seed=5)
     given = config.read_recipe(tmp_path / "first" / "config.yaml")
     assert given.pop("objective") == "dpo"
-    settings = config.flat(config.resolve(config.sections("dpo"), given))
-    objective = DPO(beta=settings.pop("beta"))
-    second = prefopt.train(objective=objective, **{**settings, "out": str(tmp_path / "second")})
+    settings = config.resolve(config.sections("dpo"), given)
+    objective = settings.pop("objective")
+    second = prefopt.train(objective=objective, **{**config.flat(settings), "out": str(tmp_path / "second")})
     again = {**second.summary, **{key: first.summary[key] for key in ("seconds", "model")}}
     timed = {"tokens_per_second": None}
     assert {**again, "end": {**again["end"], **timed}, "start": {**again["start"], **timed}} == {
