@@ -177,7 +177,9 @@ def test_gradient_checkpointing_changes_memory_only(objective, lora_rank, model_
 @pytest.mark.parametrize("objective", [cls() for cls in EVERY.values()], ids=list(EVERY))
 def test_bfloat16_weights_learn_and_stay_bfloat16(objective, model_dir, tmp_path):
     data = write_rows(tmp_path / "rows.jsonl", objective.facts.data)
-    result = run(objective, model_dir, data, tmp_path / "run", dtype="bfloat16", max_steps=8)
+    # in float32 too, IPO overshoots its margin at the rate of the others, and KTO, whose loss is bounded, learns slower
+    rate = {"ipo": 3e-3, "kto": 3e-2}.get(objective.facts.name, FAST["learning_rate"])
+    result = run(objective, model_dir, data, tmp_path / "run", dtype="bfloat16", max_steps=8, learning_rate=rate)
     assert result.summary["end"]["eval/loss"] < result.summary["start"]["eval/loss"] - 0.02
     model = getattr(transformers, AUTO[objective.facts.head]).from_pretrained(result.model_dir, dtype="auto")
     assert next(model.parameters()).dtype == torch.bfloat16
