@@ -71,14 +71,14 @@ def test_the_reward_is_not_the_references_taste(small: bench.World) -> None:
 
 
 def test_structured_reward_by_hand() -> None:
-    """r = 0.6 sum a + 0.6 sum b + c(first, last): tokens 0 1 0 share neighbours (0,1) and (1,0), ends (0,0)."""
+    """r = 0.6 sum a + 0.6 sum b + c(first, last): tokens 0 1 2 have neighbours 01 and 12 and ends 02."""
     space = bench.world(0, lengths=True).space
     random = torch.Generator().manual_seed(11)
     a, b, c = (torch.randn(size, generator=random) for size in ((4, 3), (3, 3), (4, 3, 3)))
     found = module._structured(space, torch.Generator().manual_seed(11))
-    row = [space.completion(n) for n in range(364)].index([0, 1, 0, 3])
+    row = [space.completion(n) for n in range(364)].index([0, 1, 2, 3])
     p = 4 * 2 + 1  # subject 2, manner 1
-    by_hand = 0.6 * (2 * a[2, 0] + a[2, 1]) + 0.6 * (b[0, 1] + b[1, 0]) + c[1, 0, 0]
+    by_hand = 0.6 * a[2].sum() + 0.6 * (b[0, 1] + b[1, 2]) + c[1, 0, 2]
     assert found[p, row] == pytest.approx(by_hand.item(), abs=1e-6)
     assert found[p, 0] == 0  # no content token
 
