@@ -10,6 +10,7 @@ import pytest
 import torch
 from laws import WORDS, save_model, word_tokenizer, write_rows
 from peft import AutoPeftModelForSequenceClassification, AutoPeftModelForTokenClassification
+from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -138,8 +139,6 @@ def test_an_adapter_with_its_head_loads_in_peft(family, tmp_path):
     ours = completion_scores(policy_of(result.model_dir, "completion"), data.examples)
     assert (plain_scores(model, tokenizer, texts(data, tokenizer))[:, 0].double() - ours).abs().max() < 1e-5
     assert ours.std() > 0.3
-    from safetensors.torch import load_file
-
     saved = load_file(result.model_dir / "adapter_model.safetensors")
     assert any("score" in name for name in saved) and not any("embed" in name or "wte" in name for name in saved)
 
@@ -219,8 +218,8 @@ def test_the_code_of_the_model_card_scores(objective, lora_rank, tmp_path, monke
 def test_a_chat_template_given_for_training_is_saved_with_the_model(tmp_path):
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}{{ m.content }} {% endfor %}", encoding="utf-8")
-    rows = [{"prompt": [{"role": "user", "content": "red"}], "completions": [WORDS[n], WORDS[n + 1]], "scores": [0, 1]}
-            for n in range(8)]  # fmt: skip
+    asked = [{"role": "user", "content": "red"}]
+    rows = [{"prompt": asked, "completions": [WORDS[n], WORDS[n + 1]], "scores": [0, 1]} for n in range(8)]
     data = tmp_path / "chat.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     given = {**FAST, "max_steps": 1, "eval_fraction": 0.0, "chat_template": str(template)}

@@ -18,7 +18,8 @@ from prefopt import cli
 from prefopt.data import DataOptions
 from prefopt.data import load as load_data
 from prefopt.evaluate.rewards import completion_scores, ranked_rightly, step_scores, steps_rightly
-from prefopt.models.load import ModelOptions
+from prefopt.models.load import ModelOptions, load
+from prefopt.models.policy import Policy
 from prefopt.objectives import ProcessReward, RewardModel
 from prefopt.recipes.score import score
 
@@ -135,9 +136,6 @@ def test_steps_gain_probabilities(models, tmp_path, capsys):
 
 
 def test_the_token_budget_does_not_change_a_score(models, tmp_path):
-    from prefopt.models.load import load
-    from prefopt.models.policy import Policy
-
     for name, data, scores in (("reward", "ratings", completion_scores), ("prm", "steps", step_scores)):
         loaded = load(models[name], head="completion" if name == "reward" else "steps")
         rows = load_data(write_rows(tmp_path / f"{name}.jsonl", data), loaded.tokenizer, data).examples
