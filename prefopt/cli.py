@@ -586,14 +586,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def score(words: list[str]) -> None:
     """Score the answers of a file with a reward model; show a summary and write the rows."""
-    parser = Parser("score", SCORE)
-    parser.add_argument("words", nargs="*")
-    for flag in ("--model", "--data"):
-        parser.add_argument(flag)
-    parser.add_argument("--map", action="append", default=[])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--json", action="store_true")
-    given = parser.read(words)
+    given = score_parser().read(words)
     if given.help:
         return say(SCORE)
     if given.model is None or given.data is None:
@@ -611,6 +604,17 @@ def score(words: list[str]) -> None:
         write_rows(given.out, found.rows)
         complain(f"wrote {len(found.rows):,} rows with their scores to {given.out}")
     say(as_json(found.summary) if given.json else "\n".join(score_lines(found.summary)))
+
+
+def score_parser() -> Parser:
+    parser = Parser("score", SCORE)
+    parser.add_argument("words", nargs="*")
+    for flag in ("--model", "--data"):
+        parser.add_argument(flag)
+    parser.add_argument("--map", action="append", default=[])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", action="store_true")
+    return parser
 
 
 def score_lines(summary: Mapping[str, Any]) -> list[str]:
