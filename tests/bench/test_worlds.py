@@ -37,22 +37,20 @@ def test_with_lengths_the_reward_says_nothing_about_length(reward: str) -> None:
         assert (p * world.gold[:, here]).sum(1).abs().max() < 1e-12, length
 
 
-def test_a_world_is_a_function_of_its_arguments(small: bench.World) -> None:
-    module._reference.cache_clear()
-    again = bench.world(0)
-    assert torch.equal(again.reference, small.reference) and torch.equal(again.gold, small.gold)
-    other = bench.world(1, lengths=True)
-    assert not torch.equal(other.gold, bench.world(0, lengths=True).gold)
-    assert torch.corrcoef(torch.stack([small.gold[0], bench.world(0, "hash").gold[0]]))[0, 1].abs() < 0.2
-
-
-def test_building_a_world_leaves_the_random_state_alone() -> None:
+def test_a_world_is_a_function_of_its_arguments_and_leaves_the_random_state_alone(ended: bench.World) -> None:
     torch.manual_seed(3)
     expected_draw = torch.rand(1)
     torch.manual_seed(3)
-    module._reference.cache_clear()
-    bench.world(2, lengths=True)
+    *_, again = module._reference.__wrapped__(0, True)  # not the one that is kept
     assert torch.equal(torch.rand(1), expected_draw)
+    assert torch.equal(again, ended.reference_tokens)
+    other = bench.world(1, lengths=True)
+    assert not torch.equal(other.gold, ended.gold) and not torch.equal(other.reference, ended.reference)
+
+
+def test_rewards_of_one_seed_are_unrelated(small: bench.World) -> None:
+    tables = torch.stack([small.gold[0], bench.world(0, "hash").gold[0]])
+    assert torch.corrcoef(tables)[0, 1].abs() < 0.2
 
 
 def test_the_reference_has_learnt_the_teacher_and_is_not_uniform(small: bench.World) -> None:
