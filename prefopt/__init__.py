@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefopt.data import load as load_data
-    from prefopt.objectives import AOT, BCO, CPO, DPO, IPO, KTO, ORPO, SFT, SimPO
+    from prefopt.objectives import AOT, BCO, CPO, DPO, IPO, KTO, ORPO, SFT, ProcessReward, RewardModel, SimPO
     from prefopt.recipes.train import train
 
 __version__ = "0.1.0"
@@ -21,13 +21,30 @@ LAZY = {
     "IPO": "prefopt.objectives:IPO",
     "KTO": "prefopt.objectives:KTO",
     "ORPO": "prefopt.objectives:ORPO",
+    "ProcessReward": "prefopt.objectives:ProcessReward",
+    "RewardModel": "prefopt.objectives:RewardModel",
     "SFT": "prefopt.objectives:SFT",
     "SimPO": "prefopt.objectives:SimPO",
     "load_data": "prefopt.data:load",
     "train": "prefopt.recipes.train:train",
 }
 
-__all__ = ["AOT", "BCO", "CPO", "DPO", "IPO", "KTO", "ORPO", "SFT", "SimPO", "__version__", "load_data", "train"]
+__all__ = [
+    "AOT",
+    "BCO",
+    "CPO",
+    "DPO",
+    "IPO",
+    "KTO",
+    "ORPO",
+    "SFT",
+    "ProcessReward",
+    "RewardModel",
+    "SimPO",
+    "__version__",
+    "load_data",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
