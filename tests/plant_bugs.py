@@ -344,8 +344,8 @@ BUGS = [
     Bug(
         "a token predicted from its own position (padded)",
         "models/layouts.py",
-        "flat, flat - 1)",
-        "flat, flat)",
+        "at, at - 1)",
+        "at, at)",
     ),
     Bug(
         "second completion predicted from the end of the first",
