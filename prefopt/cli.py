@@ -451,7 +451,21 @@ def sample(words: list[str]) -> None:
     layer = config.parse_overrides([*(f"map.{word}" for word in given.map), *given.words])
     options = config.resolve({name: config.SECTIONS[name] for name in ("model", "data")}, layer)
     with libraries(given.json):
-        rows = sampled(given, options)
+        from prefopt.recipes import sample as recipe
+
+        drawn = {name: getattr(given, name) for name in ("n", "max_tokens", "temperature", "top_p", "seed")}
+        found = recipe.sample(
+            given.model,
+            given.prompt or given.data,
+            options["model"],
+            options["data"],
+            adapter=given.adapter,
+            progress=sys.stderr.isatty(),
+            **drawn,
+        )
+    for note in found.notes:
+        complain(note)
+    rows = found.rows
     if given.out is not None:
         write_rows(given.out, rows)
         complain(f"wrote {len(rows):,} completions to {given.out}")
@@ -476,92 +490,6 @@ def sample_parser() -> Parser:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--json", action="store_true")
     return parser
-
-
-def sampled(given: argparse.Namespace, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per completion: prompt, completion, and whether it ended by itself, in the order of the prompts."""
-    from prefopt.models import sampler
-
-    model, tokenizer = model_to_sample(given.model, given.adapter, options["model"])
-    asked, prompts = prompts_of(given, tokenizer, options["data"])
-    ends = end_tokens(model, tokenizer)
-    try:
-        answers = sampler.sample(
-            model,
-            prompts,
-            n=given.n,
-            max_tokens=given.max_tokens,
-            temperature=given.temperature,
-            top_p=given.top_p,
-            eos_ids=ends,
-            seed=given.seed,
-            progress=sys.stderr.isatty(),
-        )
-    except ValueError as error:
-        raise InputError(f"sample: {error}") from None
-    return [
-        sample_row(prompt, continuation(tokenizer, ids, tokens), len(tokens), bool(tokens) and tokens[-1] in ends)
-        for prompt, ids, several in zip(asked, prompts, answers, strict=True)
-        for tokens in several
-    ]
-
-
-def model_to_sample(source: str, adapter: str | None, options: Any) -> tuple[Any, Any]:
-    """Model and tokenizer; `source` may itself be an adapter's directory, which names its base model."""
-    from prefopt import ranks
-    from prefopt.models.load import load
-
-    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-        raise InputError(f"{adapter}: not an adapter, adapter_config.json is missing; give the folder it was saved in")
-    loaded = load(source, options, ranks.device())
-    folder = adapter or loaded.adapter
-    if folder is None:
-        return loaded.model, loaded.tokenizer
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(loaded.model, folder), loaded.tokenizer
-
-
-def prompts_of(given: argparse.Namespace, tokenizer: Any, options: Any) -> tuple[list[Any], list[list[int]]]:
-    """The prompts as given, text or messages, and their tokens.
-
-    Text on the command line is a user's turn where the model has a chat template; in a file it is what it says.
-    """
-    from prefopt.data import load
-    from prefopt.data.shapes import Record
-    from prefopt.data.template import Encoder
-
-    if given.data is not None:
-        dataset = load(given.data, tokenizer, "prompts", options)
-        complain(dataset.describe())
-        return [row.prompt for row in dataset.rows], [example.prompt for example in dataset.examples]
-    encoder = Encoder(tokenizer, options.chat_template)
-    asked = [[{"role": "user", "content": text}] if encoder.has_template else text for text in given.prompt]
-    records = [Record("--prompt", prompt, [], []) for prompt in asked]
-    encoded = encoder.encode([encoder.render(record, "prompts") for record in records])
-    for example in encoded:
-        if isinstance(example, InputError):
-            raise example
-    return asked, [example.prompt for example in encoded if not isinstance(example, InputError)]
-
-
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer: the model's own (a chat model has several) and the tokenizer's."""
-    ends = model.generation_config.eos_token_id
-    listed = ends if isinstance(ends, list) else [ends]
-    return sorted({token for token in [*listed, tokenizer.eos_token_id] if token is not None})
-
-
-def continuation(tokenizer: Any, prompt: list[int], tokens: list[int]) -> str:
-    """The text that the tokens add to the prompt's: decoded alone, many tokenizers drop a first token's space."""
-    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + tokens))
-    return str(whole[len(before) :] if whole.startswith(before) else tokenizer.decode(tokens, skip_special_tokens=True))
-
-
-def sample_row(prompt: Any, text: str, num_tokens: int, finished: bool) -> dict[str, Any]:
-    """A row in the form of the prompt: text, or messages."""
-    completion = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-    return {"prompt": prompt, "completion": completion, "tokens": num_tokens, "finished": finished}
 
 
 def sample_text(row: dict[str, Any]) -> str:

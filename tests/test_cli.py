@@ -263,11 +263,13 @@ def test_a_completion_keeps_the_space_that_its_first_token_begins_with() -> None
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
+    from prefopt.recipes.sample import continuation
+
     inner = Tokenizer(models.WordLevel({"\u2581Lily": 0, "\u2581and": 1, "</s>": 2}, unk_token="</s>"))
     inner.decoder = decoders.Metaspace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")
     assert tokenizer.decode([1]) == "and", "decoded alone, the space is gone"
-    assert cli.continuation(tokenizer, [0], [1, 2]) == " and"
+    assert continuation(tokenizer, [0], [1, 2]) == " and"
 
 
 def test_a_reader_sees_where_a_sample_was_cut() -> None:
