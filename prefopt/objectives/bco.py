@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.batch import Batch, Outputs
-from prefopt.objectives.facts import Facts, Models
+from prefopt.objectives.facts import Facts, Models, refuse_negative
 from prefopt.objectives.labelled import desirable, label_metrics, sign
 from prefopt.objectives.pairwise import Reference
 from prefopt.objectives.update import everyone, policy_logp
@@ -54,8 +54,7 @@ class BCO:
     )
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"beta must be above 0, got {self.beta}; 0.1 is the usual start")
+        refuse_negative(self, above_zero=("beta",))
 
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(batch.num_completions, device=batch.group.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 from prefopt.batch import Batch, Outputs
 from prefopt.objectives import pairwise
 from prefopt.objectives.divergences import DIVERGENCES
-from prefopt.objectives.facts import Facts, Models
+from prefopt.objectives.facts import Facts, Models, refuse_negative
 from prefopt.objectives.pairwise import LOSSES, Reference, Settings, pair_metrics
 from prefopt.objectives.update import everyone, policy_logp
 
@@ -167,17 +167,13 @@ class DPO:
 
 def _refuse_ranges(options: DPO) -> None:
     """ValueError on an option outside its range."""
-    if not options.beta > 0:
-        raise ValueError(f"beta must be above 0, got {options.beta}; 0.1 is the usual start")
+    refuse_negative(options, "length_penalty", "drop_penalty", "sft_weight", above_zero=("beta",))
     if not 0 <= options.label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {options.label_smoothing}")
     if not 0 < options.f_alpha <= 1:
         raise ValueError(f"f_alpha must be above 0 and at most 1, got {options.f_alpha}")
     if not 0 <= options.tail_weight <= 1:
         raise ValueError(f"tail_weight must be between 0 and 1, got {options.tail_weight}; 1 is DPO")
-    for name in ("length_penalty", "drop_penalty", "sft_weight"):
-        if not getattr(options, name) >= 0:
-            raise ValueError(f"{name} must not be negative, got {getattr(options, name)}")
 
 
 def _refuse_losses(options: DPO) -> None:

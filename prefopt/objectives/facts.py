@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -85,6 +86,17 @@ def extras(objective: Any) -> tuple[str, ...]:
     """The optional fields of `Outputs` that the objective reads."""
     named: tuple[str, ...] = getattr(objective, "extras", ())
     return named
+
+
+def refuse_negative(options: Any, *names: str, above_zero: tuple[str, ...] = ()) -> None:
+    """ValueError, naming the default, unless the named options are finite, at least 0, and above 0 where it is said."""
+    for name in (*names, *above_zero):
+        value, usual = getattr(options, name), getattr(type(options), name)
+        if value == math.inf:
+            raise ValueError(f"{name} must be finite; {usual} is the usual start")
+        if not value >= 0 or (name in above_zero and not value):
+            words = "must be above 0" if name in above_zero else "must not be negative"
+            raise ValueError(f"{name} {words}, got {value}; {usual} is the usual start")
 
 
 def settled(objective: Any, examples: Sequence[Example]) -> Any:

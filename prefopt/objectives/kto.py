@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prefopt import ranks
 from prefopt.batch import Batch, Outputs
-from prefopt.objectives.facts import Facts, Models
+from prefopt.objectives.facts import Facts, Models, refuse_negative
 from prefopt.objectives.labelled import desirable, label_metrics, sign
 from prefopt.objectives.update import policy_logp
 from prefopt.records import Example, InputError
@@ -82,8 +82,7 @@ class KTO:
     )
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"beta must be above 0, got {self.beta}; 0.1 is the usual start")
+        refuse_negative(self, above_zero=("beta",))
         for name in ("desirable_weight", "undesirable_weight"):
             weight = getattr(self, name)
             if weight is not None and not 0 < weight < float("inf"):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.batch import Batch, Outputs
-from prefopt.objectives.facts import Facts, Nothing
+from prefopt.objectives.facts import Facts, Nothing, refuse_negative
 from prefopt.objectives.pairwise import pair_metrics
 
 
@@ -57,12 +57,7 @@ class SimPO:
     )
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"beta must be above 0, got {self.beta}; 2.0 is the usual start")
-        if not self.gamma_beta_ratio >= 0:
-            raise ValueError(f"gamma_beta_ratio must not be negative, got {self.gamma_beta_ratio}")
-        if not self.sft_weight >= 0:
-            raise ValueError(f"sft_weight must not be negative, got {self.sft_weight}")
+        refuse_negative(self, "gamma_beta_ratio", "sft_weight", above_zero=("beta",))
 
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(batch.num_prompts, device=batch.group.device)
