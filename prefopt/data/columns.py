@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,7 +115,7 @@ class Columns:
         if not abs(value) <= LARGEST:  # NaN too
             todo = f"give a finite number, {LARGEST:.0e} at most, or drop the row"
             raise RowError(self.where, f"{column!r} is out of range", todo, str(value))
-        return float(value)
+        return single(value)
 
     def flag(self, column: str) -> float:
         """A label: true or false, 1 or 0 (in CSV, those words)."""
@@ -136,6 +137,17 @@ class Columns:
             tools = [tool if "type" in tool else {"type": "function", "function": tool} for tool in tools]
         template = self.values.get("chat_template_kwargs") or {}
         return Record(self.where, prompt, completions, scores, tools=tools or None, template=template, **more)
+
+
+def single(value: float) -> float:
+    """The number that single precision keeps of `value`, as its shortest decimal: 4.2 stays 4.2.
+
+    Numbers that training cannot tell apart are equal from here on.
+    """
+    kept = struct.pack("f", value)
+    [exact] = struct.unpack("f", kept)
+    decimals = (float(f"{exact:.{digits}g}") for digits in range(6, 10))  # 9 digits tell any two apart
+    return next(decimal for decimal in decimals if struct.pack("f", decimal) == kept)
 
 
 def message(value: Any, column: str, where: str) -> Message:

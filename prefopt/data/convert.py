@@ -89,7 +89,7 @@ def _tied(record: Record, ties: Ties) -> Dropped:
     if ties == "drop":
         return Dropped("tied scores")
     num = len(record.scores)
-    found = f"{'both' if num == 2 else f'all {num}'} completions score {record.scores[0]:g}"
+    found = f"{'both' if num == 2 else f'all {num}'} completions score {record.scores[0]:g} in single precision"
     raise RowError(record.where, "tied scores", "correct them, or leave such rows out with ties=drop", found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from chat_styles import CHATML, assistant, build, user
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from laws import save_model
 
 from prefopt.data import DataOptions, Dataset, load, split
+from prefopt.data.columns import single
 from prefopt.records import InputError
 
 TEXT = build(adds_bos=True)
@@ -202,11 +205,54 @@ def test_a_tie_stops_with_the_row_and_the_remedy_or_is_dropped_and_counted(
     row, words = TIED[name]
     good = {key: value for key, value in row.items() if "score" not in key}
     rows = [good if name == "pair" else row | {"scores": [2, 2, 1]}, row]
-    with pytest.raises(InputError, match=rf"rows.jsonl:2: tied scores: {words}; .*ties=drop"):
+    with pytest.raises(InputError, match=rf"rows.jsonl:2: tied scores: {words} in single precision; .*ties=drop"):
         made(tmp_path, rows, kind)
     for options in ({"ties": "drop"}, {"skip_bad": True}):
         data = made(tmp_path, rows, kind, **options)
         assert (len(data), data.dropped) == (1, {"tied scores": 1})
+
+
+# differences that are lost in single precision, in which training compares
+NEARLY_TIED: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": "a", "completions": [" b", " c"], "scores": [1700000000, 1700000001]}, "both .* 1.7e[+]09"),
+    ({"prompt": "a", "completions": [" b", " c", " d"], "scores": [1, 1 + 1e-9, 1]}, "all 3 .* 1"),
+    (PAIRS[0] | {"score_chosen": 1.000000001, "score_rejected": 1}, "both .* 1"),
+]
+
+
+@pytest.mark.parametrize(("row", "words"), NEARLY_TIED)
+@pytest.mark.parametrize("kind", ["pairs", "ratings"])
+def test_a_difference_that_single_precision_loses_is_a_tie(
+    row: dict[str, Any], words: str, kind: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=f"rows.jsonl:1: tied scores: {words} in single precision"):
+        made(tmp_path, [row], kind)
+    good = {key: value for key, value in row.items() if "score" not in key}
+    rows = [good if "chosen" in row else row | {"scores": [2, 1, 0][: len(row["scores"])]}, row]
+    assert made(tmp_path, rows, kind, ties="drop").dropped == {"tied scores": 1}
+
+
+def test_a_tie_in_single_precision_stops_a_run_before_it_begins(tmp_path: Path, capsys: Any) -> None:
+    from prefopt import cli
+
+    row = {"prompt": "red :", "completions": [" good", " bad"], "scores": [1700000000, 1700000001]}
+    rows = [row | {"scores": [1, 2]} for _ in range(3)] + [row]
+    model, out = save_model(tmp_path / "model"), tmp_path / "run"
+    given = [f"model={model}", f"data={written(tmp_path, rows)}", f"out={out}"]
+    assert cli.main(["train", "reward", *given]) == 2
+    assert "rows.jsonl:4: tied scores" in capsys.readouterr().err
+    assert not list(out.glob("**/*.safetensors"))
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, width=32))
+def test_a_score_is_the_shortest_decimal_of_what_single_precision_keeps(value: float) -> None:
+    kept = single(value)
+    assert struct.pack("f", kept) == struct.pack("f", value) and len(repr(abs(kept))) <= len(repr(abs(value)))
+    assert single(kept) == kept
+
+
+def test_a_score_reads_as_it_was_written() -> None:
+    assert [single(x) for x in (4.2, -0.1, 3, 1e-5)] == [4.2, -0.1, 3.0, 1e-5]
 
 
 def test_a_tie_is_no_fault_where_nothing_is_compared(tmp_path: Path) -> None:
