@@ -26,7 +26,7 @@ from prefopt.models.reference import Cached, ReferenceOptions, pick
 from prefopt.models.sharding import shard, whole_state
 from prefopt.objectives.facts import extras, settled
 from prefopt.optimizer import Updater
-from prefopt.recipes.card import write_card
+from prefopt.recipes.card import write_card, written_text
 from prefopt.recipes.journal import Journal, progress
 from prefopt.records import InputError, write_json
 
@@ -178,7 +178,7 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
     }
     if ranks.is_main():
         write_json(out / "summary.json", summary)
-        write_card(model_dir, objective, settings, summary)
+        write_card(model_dir, objective, settings, summary, written_text(objective.facts.head, data, tokenizer))
     ranks.barrier()
     if run.push_to_hub and ranks.is_main():
         _push(model_dir, run.push_to_hub, run.hub_private)

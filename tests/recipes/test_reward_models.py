@@ -202,17 +202,53 @@ def test_an_adapter_of_a_process_reward_model_loads_in_peft(tmp_path):
 # ---------------------------------------------------------------- the model card
 
 
-@pytest.mark.parametrize("objective", [RewardModel(), ProcessReward()], ids=["reward", "prm"])
+TURNS = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}END{% endif %}{% endfor %}"
+CHATS = {
+    "text": None,
+    "template writes the end": TURNS.replace("END", "</s>"),
+    "template leaves the end out": TURNS.replace("END", " ."),
+}
+
+
+def conversations(path: Path) -> Path:
+    """The rows of a file with their prompts, and whole answers, as messages."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row["prompt"] = [{"role": "user", "content": row["prompt"]}]
+        if "scores" in row:
+            row["completions"] = [[{"role": "assistant", "content": text}] for text in row["completions"]]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("chat", CHATS)
 @pytest.mark.parametrize("lora_rank", [0, 2])
-def test_the_code_of_the_model_card_scores(objective, lora_rank, tmp_path, monkeypatch):
-    result = run(objective, save_model(tmp_path / "model"), tmp_path, max_steps=2, lora_rank=lora_rank)
+@pytest.mark.parametrize("objective", [RewardModel(), ProcessReward()], ids=["reward", "prm"])
+def test_the_code_of_the_model_card_gives_the_scores_that_were_trained(
+    objective, lora_rank, chat, tmp_path, monkeypatch
+):
+    facts = objective.facts
+    data = write_rows(tmp_path / "rows.jsonl", facts.data, num=32)
+    if CHATS[chat]:
+        conversations(data)
+    given = {**FAST, "max_steps": 3, "lora_rank": lora_rank, "chat_template": CHATS[chat], "out": tmp_path / "run"}
+    result = prefopt.train(objective=objective, model=save_model(tmp_path / "model"), data=data, **given)
     card = (result.model_dir / "README.md").read_text(encoding="utf-8")
     code = card.split("```python\n")[1].split("```")[0]
-    names: dict[str, Any] = {"prompt": "red cat :", "answer": " good dog", "solution": " good dog"}
     monkeypatch.chdir(result.model_dir.parent)
-    exec(code, names)
-    found = names["scores"] if objective.facts.name == "reward" else names["right"][0, -1:]
-    assert found.shape == (1,) and torch.isfinite(found).all()
+    rows = load_data(data, AutoTokenizer.from_pretrained(result.model_dir), facts.data, DataOptions())
+    policy = policy_of(result.model_dir, facts.head)
+    for record, example in zip(rows.rows[:2], rows.examples, strict=False):
+        if facts.head == "completion":
+            for number, score in enumerate(completion_scores(policy, [example])):
+                names = {"prompt": record.prompt, "answer": record.completions[number]}
+                exec(code, names)
+                assert float(names["score"]) == pytest.approx(float(score), abs=1e-5)
+        else:
+            names = {"prompt": record.prompt, "solution": "".join(f"{step}\n" for step in record.completions)}
+            exec(code, names)
+            ends = [len(example.prompt) + n for n, label in enumerate(example.steps[0]) if label == label]
+            assert names["right"][ends].tolist() == pytest.approx(step_scores(policy, [example])[0], abs=1e-5)
 
 
 def test_a_chat_template_given_for_training_is_saved_with_the_model(tmp_path):
