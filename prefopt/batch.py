@@ -53,7 +53,7 @@ class Batch:
     prompts [G sequences], completions [N sequences], group [N] int64 non-decreasing: the prompt each completion
     answers; trained [K] bool, False on tokens the policy did not write; score [N] float32, label or reward, NaN =
     not scored; rollout_logp [K] log-prob under the sampler in nats, None offline; steps [K] float32, the label of a
-    step at its last token (1 right, 0 wrong) and NaN elsewhere, None where nothing is labelled by steps.
+    step at its last token (1 right, 0 wrong, or a share) and NaN elsewhere, None where nothing is labelled by steps.
     Every prompt has at least one token and one completion; every completion has at least one token.
     """
 

@@ -14,6 +14,7 @@ Text = str | list[Message]
 Span = tuple[int, int]
 
 LARGEST = 3.4e38  # scores are kept in single precision
+SHOWN = 40  # characters of a value that an error shows
 
 ROLES = {
     "human": "user",
@@ -121,10 +122,26 @@ class Columns:
         """A label: true or false, 1 or 0 (in CSV, those words)."""
         value = self.values.get(column)
         if self.row.untyped and isinstance(value, str):
-            value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower(), value)
-        if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
+            words = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+            value = words.get(value.strip().lower(), value)
+        if isinstance(value, (bool, int, float)) and value in (0, 1):  # a table's column with gaps holds 1.0 and 0.0
             return float(value)
-        raise self.wrong(column, "true or false is expected")
+        raise self._no_label(column, "true or false is expected")
+
+    def share(self, column: str) -> float:
+        """A label that may lie in between: true or false, or a number from 0 to 1."""
+        value = self.values.get(column)
+        if isinstance(value, (bool, int, float)) and 0 <= value <= 1:
+            return float(value)
+        raise self._no_label(column, "true or false, or a number from 0 to 1, is expected")
+
+    def _no_label(self, column: str, todo: str) -> RowError:
+        value = self.values.get(column)
+        if not isinstance(value, (str, int, float)) or isinstance(value, bool):
+            return self.wrong(column, todo)
+        shown = repr(value)
+        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
+        return RowError(self.where, f"{column!r} is {kind_of(value)}", todo, shown)
 
     def record(self, prompt: Text | None, completions: list[Text], scores: list[float], **more: Any) -> Record:
         """A record with this row's tools and template arguments."""

@@ -157,19 +157,24 @@ def _marked(tokenizer: Any, tokens: list[int], flags: list[bool]) -> str:
 
 
 def _shown_steps(tokenizer: Any, example: Example) -> list[str]:
-    """A line for each labelled step: right or wrong, and its tokens as text."""
+    """A line for each labelled step: right or wrong, with the label where it is a share, and its tokens as text."""
     lines = []
     for tokens, labels in zip(example.completions, example.steps or [], strict=False):
         start = 0
         for end, label in enumerate(labels, 1):
             if not math.isnan(label):
-                lines.append(f"  step {'right' if label else 'wrong'}: {tokenizer.decode(tokens[start:end])!r}")
+                word = "right" if label > 0.5 else "wrong"
+                word += "" if label in (0, 1) else f" ({label:g})"
+                lines.append(f"  step {word}: {tokenizer.decode(tokens[start:end])!r}")
                 start = end
     return lines
 
 
 def _balance(examples: Sequence[Example]) -> tuple[int, int]:
-    """How many labels are good and how many bad: of steps where answers have them, else of whole answers."""
+    """How many labels are good and how many bad: of steps where answers have them, else of whole answers.
+
+    A share counts as good above one half, as in the accuracy of a process reward model.
+    """
     labels = [
         label
         for example in examples
@@ -177,7 +182,7 @@ def _balance(examples: Sequence[Example]) -> tuple[int, int]:
         for label in own
         if not math.isnan(label)
     ]
-    good = sum(label == 1.0 for label in labels)
+    good = sum(label > 0.5 for label in labels)
     return good, len(labels) - good
 
 

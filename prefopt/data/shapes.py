@@ -168,7 +168,7 @@ def _steps(c: Columns) -> list[Record]:
     if not isinstance(steps, list) or not steps:
         raise c.wrong("completions", "a list of at least one step is expected")
     if not isinstance(labels, list):
-        raise c.wrong("labels", "a list with true or false for each step is expected")
+        raise c.wrong("labels", "a list with a label for each step is expected")
     if len(labels) != len(steps):
         found = f"{len(steps)} steps, {len(labels)} labels"
         raise RowError(c.where, "steps and labels differ in number", "give one label each", found)
@@ -179,7 +179,7 @@ def _steps(c: Columns) -> list[Record]:
     empty = [number for number, text in enumerate(texts) if not _content_of(text)]
     if empty:
         raise RowError(c.where, "a step is empty", "leave it out, with its label", f"completions[{empty[0]}]")
-    return [c.record(prompt, texts, [item.flag("label") for item in inner])]
+    return [c.record(prompt, texts, [item.share("label") for item in inner])]
 
 
 def _instruction(c: Columns) -> list[Record]:

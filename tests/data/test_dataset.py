@@ -449,15 +449,31 @@ def test_the_labels_of_steps_are_shown(tmp_path: Path) -> None:
     ]
 
 
+def test_a_label_of_a_step_may_be_the_share_of_rollouts_that_end_well(tmp_path: Path) -> None:
+    data = made(tmp_path, [STEPPED | {"labels": [1, 0.75, 0.5]}, STEPPED | {"labels": [0.875, True, 1.0]}], "steps")
+    shares = [[1.0, 0.75, 0.5], [0.875, 1.0, 1.0]]
+    assert labelled(data) == [list(zip(ENDS, own, strict=True)) for own in shares]
+    assert [record.scores for record in data.rows] == shares
+    assert [example.scores for example in data.examples] == [[0.5], [0.875]]
+    assert "steps: 5 right, 1 wrong" in data.describe().splitlines()
+    assert data.show(TEXT, 1).splitlines()[2:] == [
+        r"score 0.5: ' found\n a key\n sun\n'",
+        r"  step right: ' found\n'",
+        r"  step right (0.75): ' a key\n'",
+        r"  step wrong (0.5): ' sun\n'",
+    ]
+
+
 WRONG_STEPS: dict[str, tuple[dict[str, Any], str]] = {
     "number": ({"labels": [True]}, "steps and labels differ in number: 3 steps, 1 labels; give one label each"),
-    "three classes": ({"labels": [1, 0, -1]}, "'label' is a number; true or false is expected"),
-    "null label": ({"labels": [1, 0, None]}, "'label' is null; true or false is expected"),
-    "text label": ({"labels": [1, 0, "+"]}, "'label' is text; true or false is expected"),
+    "three classes": ({"labels": [1, 0, -1]}, "'label' is a number: -1; true or false, or a number from 0"),
+    "above 1": ({"labels": [1, 0, 1.5]}, "'label' is a number: 1.5; true or false, or a number from 0 to 1, is exp"),
+    "null label": ({"labels": [1, 0, None]}, "'label' is null; true or false, or a number from 0 to 1, is expected"),
+    "text label": ({"labels": [1, 0, "0.5"]}, "'label' is text: '0.5'; true or false, or a number from 0 to 1"),
     "empty step": ({"completions": [" a", " ", " b"]}, r"a step is empty: completions\[1\]; leave it out"),
     "no step": ({"completions": [], "labels": []}, "'completions' is a list; a list of at least one step"),
     "a message": ({"completions": [[assistant("a")]] * 3}, "'step' is a list; text is expected"),
-    "one label": ({"labels": True}, "'labels' is true or false; a list with true or false for each step"),
+    "one label": ({"labels": True}, "'labels' is true or false; a list with a label for each step"),
     "no labels": (
         {"labels": ...},
         r"'labels' is missing; the first row \(.*rows.jsonl:1\) is prompt/completions/labels",

@@ -258,10 +258,22 @@ def test_parts_that_are_text_are_joined() -> None:
     assert one({"messages": [{"role": "user", "content": parts}, assistant("c")]})[1] == [[user("ab"), assistant("c")]]
 
 
-@pytest.mark.parametrize("label", ["true", 2, None, 0.5])
-def test_a_label_is_never_guessed(label: Any) -> None:
-    with pytest.raises(RowError, match=r"'label' is .*; true or false is expected"):
+GUESSES = {"true": "text: 'true'", 2: "a number: 2", 0.5: "a number: 0.5", None: "null", float("nan"): "a number: nan"}
+
+
+@pytest.mark.parametrize("label", GUESSES)
+def test_a_label_is_never_guessed_and_what_was_found_is_shown(label: Any) -> None:
+    with pytest.raises(RowError, match=f"'label' is {GUESSES[label]}; true or false is expected"):
         read({"prompt": "p", "completion": "a", "label": label})
+    with pytest.raises(RowError, match=rf"'label' is text: '{'no' * 19}n\.\.\.; true or false is expected"):
+        read({"prompt": "p", "completion": "a", "label": "no" * 500})
+
+
+def test_labels_of_a_table_whose_column_has_gaps_are_labels() -> None:
+    for label in (1.0, 0.0):
+        assert one({"prompt": "p", "completion": "a", "label": label}) == ("p", ["a"], [label])
+        cells = {"prompt": "p", "completion": "a", "label": str(label)}
+        assert Reader(chat=True).records(Row("r.csv:2", cells, untyped=True))[0].scores == [label]
 
 
 def test_csv_cells_are_read_as_what_the_column_holds() -> None:
