@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,6 +19,7 @@ from prefopt.data import DataOptions, Dataset, load, split, template_text
 from prefopt.data.source import Offline, steps_per_epoch
 from prefopt.loop import Listener, LoopOptions, Models, budget_for
 from prefopt.loop import train as run_loop
+from prefopt.metrics import METRICS
 from prefopt.models.adapters import LoraOptions, adapt, is_adapted
 from prefopt.models.load import Loaded, ModelOptions, base_model, keep_freed_memory, load_tokenizer, tokenizer_source
 from prefopt.models.load import load as load_model
@@ -53,7 +55,7 @@ class RunOptions:
     preflight: Literal["on", "off"] = "on"
     # weights to write out: those of the last update, or of the evaluation with the best eval_metric
     keep: Literal["last", "best"] = "last"
-    # metric that decides keep: best; lower is better for eval/loss, higher for the others
+    # metric that decides keep: best; `prefopt explain` says which way is better
     eval_metric: str = "eval/loss"
     # write into a folder that already holds a run
     overwrite: bool = False
@@ -245,7 +247,7 @@ class Best:
 
     def __init__(self, run: RunOptions, out: Path, policy: Policy, tokenizer: Any) -> None:
         self.metric, self.folder, self.policy, self.tokenizer = run.eval_metric, out / "model", policy, tokenizer
-        self.sign = 1.0 if self.metric == "eval/loss" else -1.0
+        self.sign = 1.0 if METRICS[self.metric.removeprefix("eval/")].sign == "lower" else -1.0
         self.value, self.step = math.inf, 0
         self.metrics: dict[str, float] = {}
 
@@ -253,12 +255,18 @@ class Best:
         if not any(name.startswith("eval/") for name in metrics):
             return
         if self.metric not in metrics:
-            raise InputError(f"eval_metric: {self.metric} is not measured; choose one of {', '.join(sorted(metrics))}")
+            raise InputError(f"eval_metric: {self.metric} is not measured; choose one of {_with_a_better_way(metrics)}")
         value = self.sign * metrics[self.metric]
         if value < self.value or not self.metrics:  # the first in any case: there must be a result
             self.value = math.inf if math.isnan(value) else value
             self.step, self.metrics = step, metrics
             save(self.policy, self.tokenizer, self.folder)
+
+
+def _with_a_better_way(names: Iterable[str]) -> str:
+    """Those of the metrics by which weights can be chosen, each with the way that is better."""
+    signs = {name: METRICS[name.removeprefix("eval/")].sign for name in sorted(names)}
+    return ", ".join(f"{name} ({sign})" for name, sign in signs.items() if sign != "neither")
 
 
 def _settings(objective: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -335,12 +343,26 @@ def _refuse_contradictions(objective: Any, settings: dict[str, Any]) -> None:
         )
     if settings["loop"].eval_every and run.eval_data is None and not run.eval_fraction:
         raise InputError("eval_every needs held-out rows; give eval_data or an eval_fraction above 0")
+    if run.keep == "best":
+        _refuse_metric(run.eval_metric)
     if settings["lora"] != LoraOptions() and (Path(run.model) / "adapter_config.json").exists():
         raise InputError(
             f"{run.model}: an adapter is continued as it is; leave out lora_rank, lora_alpha, lora_targets"
         )
     if not settings["lora"].lora_rank and settings["lora"] != LoraOptions():
         raise InputError("lora_alpha and lora_targets need a lora_rank above 0")
+
+
+def _refuse_metric(name: str) -> None:
+    """InputError, naming those that can, if a metric cannot tell which of two evaluations is better."""
+    measured = [f"eval/{each}" for each in METRICS if each not in ("tokens_per_second", "tokens")]
+    if name not in measured:
+        raise InputError(f"eval_metric: {name} is not measured; choose one of {_with_a_better_way(measured)}")
+    if METRICS[name.removeprefix("eval/")].sign == "neither":
+        raise InputError(
+            f"eval_metric: neither a high nor a low {name} is better by itself; choose one of "
+            f"{_with_a_better_way(measured)}"
+        )
 
 
 def _refuse_moving_reference(settings: dict[str, Any], adapted: Any) -> None:

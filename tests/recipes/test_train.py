@@ -232,6 +232,24 @@ def test_keep_best_by_a_metric_where_more_is_better(model_dir, pairs, tmp_path):
     assert result.summary["best_step"] == -max(seen)[1]
 
 
+def test_keep_best_by_a_likelihood_keeps_the_lowest(model_dir, demonstrations, tmp_path):
+    """At this rate it ends above its best and far below its start."""
+    options = {"keep": "best", "eval_every": 1, "eval_metric": "eval/nll", "learning_rate": 0.1, "max_steps": 8}
+    result = run(SFT(), model_dir, demonstrations, tmp_path / "run", **options, schedule="constant")
+    seen = {line["step"]: line["eval/nll"] for line in evaluations(tmp_path / "run")}
+    assert (
+        result.summary["best_step"] == min(seen, key=lambda step: seen[step]) != max(seen, key=lambda step: seen[step])
+    )
+
+
+def test_keep_best_by_a_metric_without_a_better_way_names_those_that_have_one(
+    model_dir, pairs, tmp_path, nothing_loads
+):
+    message = r"neither a high nor a low eval/logps/chosen is better .* eval/loss \(lower\).*accuracies \(higher\)"
+    with pytest.raises(InputError, match=message):
+        run(DPO(), model_dir, pairs, tmp_path / "run", keep="best", eval_metric="eval/logps/chosen")
+
+
 def test_keep_best_by_a_metric_that_is_not_measured_says_which_are(model_dir, pairs, tmp_path):
     with pytest.raises(InputError, match=r"eval_metric: eval/win_rate is not measured; choose one of .*eval/loss"):
         run(DPO(), model_dir, pairs, tmp_path / "run", keep="best", eval_metric="eval/win_rate")
