@@ -232,11 +232,14 @@ class Following:
 
     def __init__(self, options: ReferenceOptions, reference: Any, policy: Policy) -> None:
         self.options, self.reference, self.policy = options, reference, policy
+        self.moved = 0
 
     def listen(self, step: int, metrics: dict[str, float]) -> None:
         every = self.options.reference_sync_steps
-        if every and step % every == 0 and "loss" in metrics:  # an update, not an evaluation
+        # an update, not an evaluation; the one that a move is due at may have been skipped
+        if every and step - self.moved >= every and "loss" in metrics:
             self.reference.follow(self.policy, self.options.reference_mixup)
+            self.moved = step
 
 
 class Best:

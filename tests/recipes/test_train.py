@@ -23,6 +23,7 @@ from prefopt import config, metrics
 from prefopt.batch import Batch, Ragged
 from prefopt.models.heads import AUTO
 from prefopt.models.policy import Policy
+from prefopt.models.reference import ReferenceOptions
 from prefopt.objectives import DPO, EVERY, SFT
 from prefopt.objectives.facts import Facts
 from prefopt.preflight import PreflightError
@@ -554,6 +555,18 @@ def test_rewards_fall_back_part_of_the_way_when_the_reference_moves(model_dir, p
         assert margins[step] == pytest.approx(without[step], abs=1e-6)
     # were log-probs linear in the weights, 1 - reference_mixup of them would be left
     assert margins[4] / without[4] == pytest.approx(0.4, abs=0.08)
+
+
+def test_the_reference_moves_after_a_skipped_update_that_it_was_due_at():
+    """Update 4 is skipped, so the second move follows update 5; the third is two updates later."""
+    moved: list[int] = []
+    options, heard = ReferenceOptions(reference_sync_steps=2), [1, 2, 3, 5, 6, 7, 8]
+    reference = SimpleNamespace(follow=lambda policy, mixup: moved.append(step))
+    following = recipe.Following(options, reference, policy=None)
+    for step in heard:
+        following.listen(step, {"loss": 1.0})
+        following.listen(step, {"eval/loss": 1.0})
+    assert moved == [2, 5, 7]
 
 
 def test_evaluations_do_not_move_the_reference(model_dir, pairs, tmp_path):
