@@ -24,8 +24,8 @@ class Example:
       Demonstrations: 1.0. NaN = could not be scored.
     trained: per completion, per token: False where the policy did not write the token (tool output, user turns).
     where: `file:line`, for messages.
-    steps: per completion, per token: the label of a step at its last token (1.0 right, 0.0 wrong, or a share), NaN elsewhere; None
-      where nothing is labelled by steps.
+    steps: per completion, per token: the label of a step at its last token (1.0 right, 0.0 wrong, or a share), NaN
+      elsewhere; None where nothing is labelled by steps.
     """
 
     prompt: list[int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from prefopt.batch import Batch, Outputs
 from prefopt.objectives.facts import Facts, Models, refuse_negative
-from prefopt.objectives.labelled import desirable, label_metrics, sign
+from prefopt.objectives.labelled import both_classes, desirable, label_metrics, sign
 from prefopt.objectives.pairwise import Reference
 from prefopt.objectives.update import everyone, policy_logp
+from prefopt.records import Example
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class BCO:
 
     def __post_init__(self) -> None:
         refuse_negative(self, above_zero=("beta",))
+
+    def settled(self, examples: Sequence[Example]) -> BCO:
+        """The objective as it is. InputError where the rows are of one class."""
+        both_classes(self.facts.name, examples)
+        return self
 
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(batch.num_completions, device=batch.group.device)

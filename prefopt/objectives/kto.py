@@ -14,7 +14,7 @@ from torch import Tensor
 from prefopt import ranks
 from prefopt.batch import Batch, Outputs
 from prefopt.objectives.facts import Facts, Models, refuse_negative
-from prefopt.objectives.labelled import desirable, label_metrics, sign
+from prefopt.objectives.labelled import both_classes, desirable, label_metrics, sign
 from prefopt.objectives.update import policy_logp
 from prefopt.records import Example, InputError
 
@@ -99,13 +99,7 @@ class KTO:
 
         InputError where the rows are of one class or of one prompt.
         """
-        good = sum(score == 1 for example in examples for score in example.scores)
-        bad = sum(score == 0 for example in examples for score in example.scores)
-        if not (good and bad):
-            raise InputError(
-                f"kto learns from good and bad answers, and all {good + bad} rows are {'good' if good else 'bad'}; "
-                "add rows of the other kind, or train sft on good ones"
-            )
+        good, bad = both_classes(self.facts.name, examples)
         if len({tuple(example.prompt) for example in examples}) < 2:
             raise InputError("kto measures its drift on answers to other prompts, and all rows have one; use bco")
         if self.desirable_weight is not None and self.undesirable_weight is not None:

@@ -5,10 +5,13 @@ Letters: N completions, K completion tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from prefopt.batch import Batch
+from prefopt.records import Example, InputError
 
 
 def desirable(batch: Batch) -> Tensor:
@@ -18,6 +21,21 @@ def desirable(batch: Batch) -> Tensor:
         n = int(wrong.nonzero()[0])
         raise ValueError(f"labels: completion {n} has score {float(batch.score[n])} and needs 1 (good) or 0 (bad)")
     return batch.score == 1
+
+
+def both_classes(name: str, examples: Sequence[Example]) -> tuple[int, int]:
+    """How many answers of the training rows are good and how many bad.
+
+    InputError, naming the objective, where they are of one class.
+    """
+    good = sum(score == 1 for example in examples for score in example.scores)
+    bad = sum(score == 0 for example in examples for score in example.scores)
+    if good and bad:
+        return good, bad
+    raise InputError(
+        f"{name} learns from good and bad answers, and all {good + bad} training rows are {'good' if good else 'bad'}; "
+        "add rows of the other kind, or train sft on good ones"
+    )
 
 
 def sign(good: Tensor, like: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from prefopt import ranks
 from prefopt.batch import Batch, Outputs
 from prefopt.loop import Models
 from prefopt.objectives import BCO, KTO, update
+from prefopt.objectives.facts import settled
 from prefopt.objectives.kto import Zero, balanced, drift, mismatched
 from prefopt.objectives.pairwise import Reference
 from prefopt.records import Example, InputError
@@ -310,10 +311,16 @@ def test_weights_that_are_far_from_balanced_are_said(caplog):
     assert "good rows weigh 9.00 times what bad rows do" in caplog.text
 
 
-@pytest.mark.parametrize(("good", "word"), [(1.0, "all 3 rows are good"), (0.0, "all 3 rows are bad")])
-def test_rows_of_one_class_are_refused(good, word):
-    with pytest.raises(InputError, match=f"{word}; add rows of the other kind"):
-        KTO().settled([row([n], [1], good) for n in range(3)])
+@pytest.mark.parametrize(
+    ("good", "word"), [(1.0, "all 3 training rows are good"), (0.0, "all 3 training rows are bad")]
+)
+@pytest.mark.parametrize("objective", [KTO(), BCO()])
+def test_training_rows_of_one_class_are_refused(objective, good, word):
+    """The file may have both, and those of one class be held out."""
+    examples = [row([n], [1], good) for n in range(3)]
+    with pytest.raises(InputError, match=f"{objective.facts.name} .* {word}; add rows of the other kind"):
+        settled(objective, examples)
+    assert isinstance(settled(objective, [*examples, row([9], [1], 1 - good)]), type(objective))
 
 
 def test_rows_of_one_prompt_are_refused():
