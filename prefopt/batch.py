@@ -54,6 +54,7 @@ class Batch:
     answers; trained [K] bool, False on tokens the policy did not write; score [N] float32, label or reward, NaN =
     not scored; rollout_logp [K] log-prob under the sampler in nats, None offline; steps [K] float32, the label of a
     step at its last token (1 right, 0 wrong, or a share) and NaN elsewhere, None where nothing is labelled by steps.
+    filler: a copy of another process's prompt, for a process that has none of its own; it must count nothing.
     Every prompt has at least one token and one completion; every completion has at least one token.
     """
 
@@ -64,6 +65,7 @@ class Batch:
     score: Tensor
     rollout_logp: Tensor | None = None
     steps: Tensor | None = None
+    filler: bool = False
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Batch:
@@ -145,6 +147,7 @@ class Batch:
             self.score[n0:n1],
             None if self.rollout_logp is None else self.rollout_logp[k0:k1],
             None if self.steps is None else self.steps[k0:k1],
+            self.filler,
         )
 
     def tokens_per_prompt(self, repeat: bool = False) -> list[int]:
@@ -166,6 +169,7 @@ class Batch:
             self.score.to(device),
             None if self.rollout_logp is None else self.rollout_logp.to(device),
             None if self.steps is None else self.steps.to(device),
+            self.filler,
         )
 
 

@@ -151,8 +151,8 @@ BUGS = [
     Bug(
         "a process without a prompt of its own counts a copy",
         "objectives/update.py",
-        "shares.pop()",
-        "break",
+        "for filler, share in shares if not filler]",
+        "for _, share in shares]",
         tests="tests/objectives/test_update.py",
         words="adds_nothing",
     ),

@@ -206,6 +206,13 @@ def test_moving_a_batch_moves_every_tensor():
     assert batch.to("cpu").rollout_logp is None
 
 
+def test_a_filler_stays_one_in_part_and_elsewhere():
+    batch = Batch.of([example(2, 3)])
+    filler = replace(batch, filler=True)
+    assert filler.take(0, 1).filler and filler.to("cpu").filler
+    assert not batch.take(0, 1).filler and not batch.to("cpu").filler
+
+
 def test_a_budget_cuts_between_prompts_by_hand():
     batch = Batch.of([example(2, 3), example(4, 1, 2), example(1, 1), example(1, 20), example(1, 1)])  # 5 7 2 21 2
     sizes = [[p.tokens_per_prompt() for p, _ in parts(batch, (), tokens)] for tokens in (12, 14, 1000, 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from prefopt.batch import Batch
@@ -79,7 +80,7 @@ class Offline:
             whole = [self.examples[number] for number in numbers[start : None if last else start + self.batch_size]]
             share = whole[self.rank :: self.world]
             self.step += 1
-            yield (Batch.of(share), 1.0) if share else (Batch.of(whole[:1]), 0.0)
+            yield (Batch.of(share), 1.0) if share else (replace(Batch.of(whole[:1]), filler=True), 0.0)
 
 
 def steps_per_epoch(rows: int, batch_size: int, least: int) -> int:

@@ -182,8 +182,8 @@ def mismatched(rows: Iterable[Row]) -> list[Example]:
     """The prompt of each row with a completion written for another prompt; none if there is one prompt only.
 
     The rows are put in an order that their own content decides, each once, and each prompt gets the next completion of
-    another prompt: neither the order of the data, nor copies that fill up a process, nor the number of processes
-    changes a pair, and rows that are sorted by prompt, topic or label do not meet their neighbours.
+    another prompt: neither the order of the data, nor rows that are there twice, nor the number of processes changes a
+    pair, and rows that are sorted by prompt, topic or label do not meet their neighbours.
     """
     ring = sorted(set(rows), key=_name)
     if len({prompt for prompt, _, _ in ring}) < 2:
@@ -199,6 +199,8 @@ def mismatched(rows: Iterable[Row]) -> list[Example]:
 
 
 def _rows(batch: Batch) -> list[Row]:
+    if batch.filler:
+        return []
     prompts, lengths = batch.prompts.rows(), batch.completions.lengths.tolist()
     parts = zip(batch.group.tolist(), batch.completions.rows(), batch.trained.split(lengths), strict=True)
     return [(tuple(prompts[g].tolist()), tuple(own.tolist()), tuple(flags.tolist())) for g, own, flags in parts]

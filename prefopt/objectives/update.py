@@ -5,7 +5,6 @@ Letters: G prompts of this process, E prompts of all processes, K completion tok
 
 from __future__ import annotations
 
-import hashlib
 from typing import NamedTuple
 
 import torch
@@ -40,22 +39,10 @@ class Everyone(NamedTuple):
 def everyone(batch: Batch, values: Tensor) -> Everyone:
     """The numbers [G, C] of each prompt, from all processes, each prompt of the update once.
 
-    An update with fewer prompts than processes gives the others its first prompt again, which must count nothing: such
-    a copy is left out, and its process told that the first prompt is its own.
+    An update with fewer prompts than processes gives the others its first prompt again: such a filler is left out, and
+    its process told that the first prompt is its own.
     """
-    shares = ranks.gather((_name(batch), values.detach().cpu()))
-    while len(shares) > 1 and shares[-1][0] == shares[0][0]:
-        shares.pop()
-    rank = ranks.rank() if ranks.rank() < len(shares) else 0
-    start = sum(len(share) for _, share in shares[:rank])
-    together = torch.cat([share for _, share in shares]).to(values.device)
-    return Everyone(together, slice(start, start + len(shares[rank][1])))
-
-
-def _name(batch: Batch) -> bytes:
-    """A digest of the prompts and completions."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (batch.prompts, batch.completions):
-        for x in (part.lengths, part.values):
-            digest.update(x.cpu().numpy().tobytes())
-    return digest.digest()
+    shares = ranks.gather((batch.filler, values.detach().cpu()))
+    real = [share for filler, share in shares if not filler]
+    before = 0 if batch.filler else sum(len(share) for filler, share in shares[: ranks.rank()] if not filler)
+    return Everyone(torch.cat(real).to(values.device), slice(before, before + len(values)))

@@ -44,6 +44,15 @@ def test_the_ranks_shares_are_the_single_process_s_batch(num: int, size: int, wo
         assert all(tokens == batch[:1] for tokens, weight in parts if not weight)
 
 
+def test_a_process_without_a_prompt_of_its_own_is_given_a_filler_that_says_so() -> None:
+    for rank in range(3):
+        sizes = [
+            (len(batch.prompts), batch.filler, weight)
+            for batch, weight in Offline(examples(4), 3, rank=rank, world=3).batches()
+        ]
+        assert sizes == [(1, False, 1.0), (1, False, 1.0) if rank == 0 else (1, True, 0.0)]
+
+
 def test_a_resumed_source_goes_on_where_it_stopped() -> None:
     whole, resumed = seen(Offline(examples(10), 3, epochs=3)), Offline(examples(10), 3, epochs=3)
     resumed.step = 5

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prefopt import ranks
 from prefopt.batch import Batch, Outputs
+from prefopt.data.source import Offline
 from prefopt.loop import Models
 from prefopt.objectives import BCO, KTO, update
 from prefopt.objectives.facts import settled
@@ -261,13 +262,29 @@ def on_ranks(monkeypatch: Any, objective: Any, shares: Sequence[Batch], models: 
     return [run(rank, True) for rank in range(len(shares))]
 
 
+def dealt(examples: list[Example], world: int) -> list[Batch]:
+    """The update's share of each process."""
+    sources = [Offline(examples, len(examples), shuffle=False, rank=rank, world=world) for rank in range(world)]
+    return [next(source.batches())[0] for source in sources]
+
+
+@pytest.mark.parametrize("objective", [KTO(), BCO()])
+def test_an_answer_that_is_there_twice_counts_twice_on_several_processes(objective, monkeypatch):
+    """The last process's own row has the texts of the first one's, and another label."""
+    models, twice = apart(), ([7, 2], [1, 2])
+    examples = [row(*twice, 1.0), row([7, 3], [3, 4, 5], 0.0), row(*twice, 0.0)]
+    alone = objective.targets(Batch.of(examples), models)
+    for found in on_ranks(monkeypatch, objective, dealt(examples, 3), models):
+        assert float(found.drift) == pytest.approx(float(alone.drift), rel=1e-12)
+
+
 @pytest.mark.parametrize("objective", [KTO(), BCO()])
 @pytest.mark.parametrize(("num", "world"), [(6, 2), (5, 3), (2, 4)])
 def test_processes_find_the_number_that_one_process_finds(objective, num, world, monkeypatch):
-    """Shares as `Offline` deals them out: every world-th row, and the first row again where there is none left."""
+    """Every world-th row, and the first row again where there is none left."""
     models, examples = apart(), rows("labels", num=num)
     alone = objective.targets(Batch.of(examples), models)
-    shares = [Batch.of(examples[rank::world] or examples[:1]) for rank in range(world)]
+    shares = dealt(examples, world)
     for rank, found in enumerate(on_ranks(monkeypatch, objective, shares, models)):
         assert float(found.drift) == pytest.approx(float(alone.drift), rel=1e-12)
         assert torch.allclose(found.logp, alone.logp[rank::world] if rank < num else alone.logp[:1])

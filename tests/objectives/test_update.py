@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def test_passes_are_bounded(monkeypatch):
 
 def on_ranks(monkeypatch: Any, shares: list[tuple[Batch, torch.Tensor]]) -> list[update.Everyone]:
     """What each of several processes gets, each holding a batch and values of its prompts."""
-    sent = [(update._name(batch), values) for batch, values in shares]
+    sent = [(batch.filler, values) for batch, values in shares]
     monkeypatch.setattr(ranks, "gather", lambda value: list(sent))
     found = []
     for number, (batch, values) in enumerate(shares):
@@ -67,7 +68,18 @@ def test_a_process_without_a_prompt_of_its_own_adds_nothing(monkeypatch):
     """Four processes, two prompts: the last two got the first prompt again."""
     examples = rows("pairs", num=2)
     one, two = Batch.of(examples[:1]), Batch.of(examples[1:])
+    filler = replace(one, filler=True)
     first, second = torch.tensor([[1.0]]), torch.tensor([[5.0]])
-    found = on_ranks(monkeypatch, [(one, first), (two, second), (one, first), (one, first)])
+    found = on_ranks(monkeypatch, [(one, first), (two, second), (filler, first), (filler, first)])
     assert [one.values.tolist() for one in found] == [[[1.0], [5.0]]] * 4
     assert [one.own for one in found] == [slice(0, 1), slice(1, 2), slice(0, 1), slice(0, 1)]
+
+
+def test_a_row_that_repeats_the_first_counts(monkeypatch):
+    """Three processes, three prompts, the last equal to the first in its texts."""
+    [one] = rows("labels", num=1)
+    other = replace(one, prompt=[*one.prompt, 1])
+    values = [torch.tensor([[x]]) for x in (1.0, 5.0, 7.0)]
+    found = on_ranks(monkeypatch, list(zip(map(Batch.of, ([one], [other], [one])), values, strict=True)))
+    assert [one.values.tolist() for one in found] == [[[1.0], [5.0], [7.0]]] * 3
+    assert [one.own for one in found] == [slice(0, 1), slice(1, 2), slice(2, 3)]
