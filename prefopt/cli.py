@@ -414,10 +414,13 @@ def look_up(
 def show_plan(plan: Any, machine: bool) -> None:
     """What would be trained: counts by reason, token totals, steps, and the first three rows as the model sees them."""
     if machine:
-        return say(as_json({"steps": plan.steps, "data": counts(plan.data), "held_out": counts(plan.held_out)}))
+        data, held_out = counts(plan.data), counts(plan.held_out)
+        return say(as_json({"steps": plan.steps, "settled": plan.settled, "data": data, "held_out": held_out}))
     say(plan.data.describe())
     if plan.held_out is not None:
         say(f"\nheld out\n{plan.held_out.describe()}")
+    for name, value in plan.settled.items():
+        say(f"\n{name}: {value}, from the training rows")
     say(f"\n{plan.data.show(plan.tokenizer, num=3)}\n\n{plan.steps:,} steps would be taken; nothing was trained")
 
 

@@ -328,6 +328,25 @@ def test_a_dry_run_for_machines_counts_the_same(capsys: Any, model: Path, pairs:
     assert plan["data"]["trained_tokens"] + plan["held_out"]["trained_tokens"] == num_trained
 
 
+def test_a_dry_run_refuses_what_the_run_refuses_and_shows_what_the_rows_settle(
+    capsys: Any, tmp_path: Path, model: Path
+) -> None:
+    def kto(prompts: list[str], *words: str) -> list[str]:
+        rows = [{"prompt": p, "completion": " yes", "label": n % 4 == 0} for n, p in enumerate(prompts)]
+        (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        flags = ["--model", str(model), "--data", str(tmp_path / "labels.jsonl"), "--dry-run", "eval_fraction=0"]
+        return ["train", "kto", *flags, *words]
+
+    several = [f"{n} + 1 is" for n in range(8)]
+    assert "at least 2 prompts in an update, got 1" in refused(capsys, *kto(several, "batch_size=1"))
+    assert "eval_every needs held-out rows" in refused(capsys, *kto(several, "eval_every=1"))
+    assert "and all rows have one; use bco" in refused(capsys, *kto(["1 + 1 is"] * 8))
+    plan = json.loads(said(capsys, *kto(several, "--json")))
+    assert plan["settled"].keys() == {"desirable_weight", "undesirable_weight"}
+    weight = plan["settled"]["desirable_weight"]
+    assert weight > 1 and f"desirable_weight: {weight}, from the training rows" in said(capsys, *kto(several))
+
+
 def test_training_prints_only_its_summary_for_machines_and_the_model_loads(
     capsys: Any, tmp_path: Path, model: Path, pairs: Path
 ) -> None:

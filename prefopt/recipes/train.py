@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from prefopt import config, preflight, ranks
+from prefopt.batch import Batch
 from prefopt.budget import Budget
 from prefopt.data import DataOptions, Dataset, load, split, template_text
 from prefopt.data.source import Offline, steps_per_epoch
@@ -30,7 +31,7 @@ from prefopt.objectives.facts import extras, settled
 from prefopt.optimizer import Updater
 from prefopt.recipes.card import write_card, written_text
 from prefopt.recipes.journal import Journal, progress
-from prefopt.records import InputError, write_json
+from prefopt.records import Example, InputError, write_json
 
 log = logging.getLogger("prefopt")
 
@@ -82,21 +83,40 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do: its data, as the model sees it, and the number of updates."""
+    """What a run does: its objective with every option settled, its data as the model sees it, the number of updates.
 
+    settled: the options that follow from the training rows, by name.
+    """
+
+    objective: Any
     data: Dataset
     held_out: Dataset | None
     tokenizer: Any
     steps: int
+    settled: dict[str, Any]
 
 
 def plan(*, objective: Any, **options: Any) -> Plan:
     """Read and tokenise the data without loading weights. InputError as for `train`."""
-    settings = _settings(objective, options)
+    return _planned(objective, _settings(objective, options))
+
+
+def _planned(objective: Any, settings: dict[str, Any], say: Callable[[str], None] = lambda text: None) -> Plan:
+    """Everything that can be read and refused before the weights; say: told what was found as it is found."""
+    _refuse_contradictions(objective, settings)
     tokenizer = load_tokenizer(tokenizer_source(settings["run"].model), settings["model"])
+    if settings["data"].chat_template is not None:
+        tokenizer.chat_template = template_text(settings["data"].chat_template)  # saved with the model it trained
     data, held_out = _read(objective, settings, tokenizer)
+    say(data.describe())
+    _refuse_few_rows(objective, data, held_out)
+    done = settled(objective, data.examples)
+    found = {field.name: getattr(done, field.name) for field in fields(objective)}
+    found = {name: value for name, value in found.items() if value != getattr(objective, name)}
+    for name, value in found.items():
+        say(f"{name}: {value}, from the training rows")
     steps = _steps(settings["loop"], len(data.examples), objective.facts.least)
-    return Plan(data, held_out, tokenizer, steps)
+    return Plan(done, data, held_out, tokenizer, steps, found)
 
 
 def train(*, objective: Any, **options: Any) -> Result:
@@ -119,82 +139,109 @@ def train(*, objective: Any, **options: Any) -> Result:
 
 
 def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path) -> Result:
-    run, loop, clock = settings["run"], settings["loop"], Clock()
-    _refuse_contradictions(objective, settings)
-    # before the weights: errors in the data must not wait for them
-    tokenizer = load_tokenizer(tokenizer_source(run.model), settings["model"])
-    if settings["data"].chat_template is not None:
-        tokenizer.chat_template = template_text(settings["data"].chat_template)  # saved with the model it trained
-    data, held_out = _read(objective, settings, tokenizer)
-    journal.say(data.describe())
-    objective = _settled(objective, data, held_out, journal)
+    run, clock = settings["run"], Clock()
+    plan = _planned(objective, settings, journal.say)
     clock.lap("data")
-    loaded = load_model(run.model, settings["model"], ranks.device(), objective.facts.head)
-    loaded.tokenizer.chat_template = tokenizer.chat_template
-    tokenizer = loaded.tokenizer  # a score head comes with padding of its own
-    policy = _policy(loaded, settings, objective, journal)
-    _refuse_long_rows(policy, [data, held_out])
-    source = _source(data, loop, run.seed, objective.facts.least)
-    first, _ = next(iter(_source(data, loop, run.seed, objective.facts.least).batches()))
-    rows = preflight.sample(first, objective.facts.least).to(ranks.device())
+    policy, tokenizer = _loaded(plan, settings, journal)
+    rows = _first_rows(plan, settings)
     clock.lap("load")
     if run.preflight == "on":
         journal.say_all("preflight", preflight.check_policy(policy, rows))
     clock.lap("preflight")
-    budget = budget_for(loop, ranks.device(), settings["model"].shard, repeat=policy.layout == "padded")
-    reference, how = _reference(objective, settings, policy, tokenizer, [data, held_out], budget, journal)
+    budget = budget_for(settings["loop"], ranks.device(), settings["model"].shard, repeat=policy.layout == "padded")
+    reference, how = _reference(plan, settings, policy, budget, journal)
     if run.preflight == "on" and reference is not None and settings["reference"].reference_model is None:
-        journal.say_all("preflight", preflight.check_start(objective, policy, reference, rows))
+        journal.say_all("preflight", preflight.check_start(plan.objective, policy, reference, rows))
     clock.lap("reference")
     _clear(out)
-    steps, peak = _steps(loop, len(data.examples), objective.facts.least), _peak(objective, loop, policy.model)
     best = Best(run, out, policy, tokenizer) if run.keep == "best" else None
-    listeners: list[Listener] = [journal.listen, *([best.listen] if best else [])]
-    if settings["reference"].reference_sync_steps:
-        listeners.append(Following(settings["reference"], reference, policy).listen)
-    journal.begin(steps)
-    run_loop(
-        Models(policy, reference),
-        objective,
-        source,
-        _updater(policy, loop),
-        loop,
-        peak=peak,
-        steps=steps,
-        budget=budget,
-        held_out=None if held_out is None else lambda: _held_out(held_out, loop.batch_size, objective.facts.least),
-        listeners=listeners,
-    )
+    peak = _peak(plan.objective, settings["loop"], policy.model)
+    journal.begin(plan.steps)
+    listeners = _listeners(journal, best, settings, reference, policy)
+    _updates(plan, settings, Models(policy, reference), budget, peak, listeners)
     clock.lap("training")
     model_dir = best.folder if best else save(policy, tokenizer, out / "model")
     clock.lap("save")
     summary = {
-        "objective": objective.facts.name,
+        "objective": plan.objective.facts.name,
         "model": str(model_dir),
-        **_numbers(journal, best, data, held_out),
-        "steps": steps,
+        **_numbers(journal, best, plan),
         "learning_rate": peak,
         "reference": how,
         "layout": policy.layout,
         "seconds": clock.laps,
     }
-    if ranks.is_main():
-        write_json(out / "summary.json", summary)
-        write_card(model_dir, objective, settings, summary, written_text(objective.facts.head, data, tokenizer))
-    ranks.barrier()
-    if run.push_to_hub and ranks.is_main():
-        _push(model_dir, run.push_to_hub, run.hub_private)
+    _publish(Result(model_dir, summary), plan, settings, tokenizer)
     return Result(model_dir, summary)
 
 
-def _numbers(journal: Journal, best: Best | None, data: Dataset, held_out: Dataset | None) -> dict[str, Any]:
+def _loaded(plan: Plan, settings: dict[str, Any], journal: Journal) -> tuple[Policy, Any]:
+    """The policy and its tokenizer, once the rows are known to fit."""
+    loaded = load_model(settings["run"].model, settings["model"], ranks.device(), plan.objective.facts.head)
+    loaded.tokenizer.chat_template = plan.tokenizer.chat_template
+    policy = _policy(loaded, settings, plan.objective, journal)
+    _refuse_long_rows(policy, plan)
+    return policy, loaded.tokenizer  # not the plan's: a score head comes with padding of its own
+
+
+def _first_rows(plan: Plan, settings: dict[str, Any]) -> Batch:
+    """The rows that preflight checks: some of the first update's."""
+    least = plan.objective.facts.least
+    first, _ = next(iter(_source(plan.data, settings["loop"], settings["run"].seed, least).batches()))
+    return preflight.sample(first, least).to(ranks.device())
+
+
+def _listeners(
+    journal: Journal, best: Best | None, settings: dict[str, Any], reference: Any, policy: Policy
+) -> list[Listener]:
+    listeners: list[Listener] = [journal.listen, *([best.listen] if best else [])]
+    if settings["reference"].reference_sync_steps:
+        listeners.append(Following(settings["reference"], reference, policy).listen)
+    return listeners
+
+
+def _updates(
+    plan: Plan, settings: dict[str, Any], models: Models, budget: Budget, peak: float, listeners: list[Listener]
+) -> None:
+    """Every update and evaluation of the run."""
+    loop, least, held_out = settings["loop"], plan.objective.facts.least, plan.held_out
+    policy: Any = models.policy
+    run_loop(
+        models,
+        plan.objective,
+        _source(plan.data, loop, settings["run"].seed, least),
+        _updater(policy, loop),
+        loop,
+        peak=peak,
+        steps=plan.steps,
+        budget=budget,
+        held_out=None if held_out is None else lambda: _held_out(held_out, loop.batch_size, least),
+        listeners=listeners,
+    )
+
+
+def _publish(result: Result, plan: Plan, settings: dict[str, Any], tokenizer: Any) -> None:
+    """Summary and model card, from the first process, and the upload if there is to be one."""
+    run: RunOptions = settings["run"]
+    if ranks.is_main():
+        write_json(result.model_dir.parent / "summary.json", result.summary)
+        text = written_text(plan.objective.facts.head, plan.data, tokenizer)
+        write_card(result.model_dir, plan.objective, settings, result.summary, text)
+    ranks.barrier()
+    if run.push_to_hub and ranks.is_main():
+        _push(result.model_dir, run.push_to_hub, run.hub_private)
+
+
+def _numbers(journal: Journal, best: Best | None, plan: Plan) -> dict[str, Any]:
     """Metrics at the start and of the weights that were kept, and what they were measured on."""
+    data, held_out = plan.data, plan.held_out
     return {
         "start": journal.first,
         "end": {**journal.last, **(best.metrics if best else {})},
         "best_step": best.step if best else None,
         "data": {"rows": len(data), "shape": data.shape, "dropped": data.dropped, "source": data.source},
         "held_out_rows": 0 if held_out is None else len(held_out),
+        "steps": plan.steps,
     }
 
 
@@ -376,10 +423,10 @@ def _refuse_moving_reference(settings: dict[str, Any], adapted: Any) -> None:
         raise InputError(f"reference_sync_steps mixes whole weights and does not work with {what}; leave one out")
 
 
-def _refuse_long_rows(policy: Policy, datasets: list[Dataset | None]) -> None:
+def _refuse_long_rows(policy: Policy, plan: Plan) -> None:
     """InputError if a row is longer than the model's context: positions it never saw, or has no embedding for."""
     limit = getattr(text_config(policy.inner), "max_position_embeddings", None)
-    rows = [example for data in datasets if data is not None for example in data.examples]
+    rows = _examples(plan)
     longest = max(len(example.prompt) + max(map(len, example.completions)) for example in rows)
     if limit is not None and longest > limit:
         raise InputError(f"a row has {longest} tokens and the model's context is {limit}; set max_length={limit}")
@@ -401,17 +448,16 @@ def _read(objective: Any, settings: dict[str, Any], tokenizer: Any) -> tuple[Dat
     return split(data, run.eval_fraction, run.seed)
 
 
-def _settled(objective: Any, data: Dataset, held_out: Dataset | None, journal: Journal) -> Any:
-    """The objective with the options that follow from the rows, which are said where there are any."""
+def _refuse_few_rows(objective: Any, data: Dataset, held_out: Dataset | None) -> None:
     least, name = objective.facts.least, objective.facts.name
     for one in (data, held_out):
         if one is not None and len(one.examples) < least:
             raise InputError(f"{one.source}: {name} needs at least {least} rows, training and held out; give more")
-    done = settled(objective, data.examples)
-    for field in fields(objective):
-        if getattr(done, field.name) != getattr(objective, field.name):
-            journal.say(f"{field.name}: {getattr(done, field.name)}, from the training rows")
-    return done
+
+
+def _examples(plan: Plan) -> list[Example]:
+    """Every row of the run, held out or not."""
+    return [*plan.data.examples, *(plan.held_out.examples if plan.held_out else [])]
 
 
 def _policy(loaded: Loaded, settings: dict[str, Any], objective: Any, journal: Journal) -> Policy:
@@ -430,46 +476,44 @@ def _policy(loaded: Loaded, settings: dict[str, Any], objective: Any, journal: J
 
 
 def _reference(
-    objective: Any,
-    settings: dict[str, Any],
-    policy: Policy,
-    tokenizer: Any,
-    datasets: list[Dataset | None],
-    budget: Budget,
-    journal: Journal,
+    plan: Plan, settings: dict[str, Any], policy: Policy, budget: Budget, journal: Journal
 ) -> tuple[Any, str | None]:
     """The reference and where it comes from, in words; (None, None) for objectives without one."""
-    if not objective.facts.reference:
+    if not plan.objective.facts.reference:
         _shard(policy, settings["model"], journal)
         return None, None
     options: ReferenceOptions = settings["reference"]
-    other = None
-    if options.reference_model is not None:
-        loaded = load_model(options.reference_model, settings["model"], ranks.device())
-        if loaded.tokenizer.get_vocab() != tokenizer.get_vocab():
-            raise InputError(
-                f"{options.reference_model}: its tokenizer is not the model's, so it cannot be the reference"
-            )
-        model = loaded.model if loaded.adapter is None else adapt(loaded.model, LoraOptions(), loaded.adapter)
-        if options.reference_sync_steps and _shapes(model) != _shapes(policy.model):
-            raise InputError(
-                f"{options.reference_model}: its weights differ in shape from the model's, so reference_sync_steps "
-                "cannot mix the two; give a model of the same architecture, or leave one of them out"
-            )
-        other = Policy(model.requires_grad_(False))
-        choose(other, settings["model"].layout)
-    reference, how = pick(options, policy, budget, other, objective.facts.live)
+    other = _other(settings, policy, plan.tokenizer) if options.reference_model is not None else None
+    reference, how = pick(options, policy, budget, other, plan.objective.facts.live)
     if options.reference_sync_steps:
         how += f", moved every {options.reference_sync_steps} updates"
     journal.say(f"reference: {how}")
     _shard(policy, settings["model"], journal)  # after the weights were hashed or copied
     if isinstance(reference, Cached):
-        examples = [example for data in datasets if data is not None for example in data.examples]
+        examples = _examples(plan)
         with progress("reference log-probs", len(examples)) as advance:
             computed = reference.fill(examples, budget, advance)
         journal.say(f"reference: {len(examples) - computed:,} rows from the cache, {computed:,} computed")
         reference.release()
     return reference, how
+
+
+def _other(settings: dict[str, Any], policy: Policy, tokenizer: Any) -> Policy:
+    """The reference_model. InputError unless it has the model's tokenizer, and its shapes where the two are mixed."""
+    options: ReferenceOptions = settings["reference"]
+    assert options.reference_model is not None
+    loaded = load_model(options.reference_model, settings["model"], ranks.device())
+    if loaded.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise InputError(f"{options.reference_model}: its tokenizer is not the model's, so it cannot be the reference")
+    model = loaded.model if loaded.adapter is None else adapt(loaded.model, LoraOptions(), loaded.adapter)
+    if options.reference_sync_steps and _shapes(model) != _shapes(policy.model):
+        raise InputError(
+            f"{options.reference_model}: its weights differ in shape from the model's, so reference_sync_steps "
+            "cannot mix the two; give a model of the same architecture, or leave one of them out"
+        )
+    other = Policy(model.requires_grad_(False))
+    choose(other, settings["model"].layout)
+    return other
 
 
 def _shapes(model: Any) -> list[tuple[int, ...]]:
