@@ -109,7 +109,9 @@ def _planned(objective: Any, settings: dict[str, Any], say: Callable[[str], None
         tokenizer.chat_template = template_text(settings["data"].chat_template)  # saved with the model it trained
     data, held_out = _read(objective, settings, tokenizer)
     say(data.describe())
-    _refuse_few_rows(objective, data, held_out)
+    _refuse_few_rows(objective, settings["run"], data, held_out)
+    if held_out is None and settings["run"].eval_fraction:
+        say(f"held out: none of so few rows ({len(data)}); give eval_data to see how the model does on others")
     done = settled(objective, data.examples)
     found = {field.name: getattr(done, field.name) for field in fields(objective)}
     found = {name: value for name, value in found.items() if value != getattr(objective, name)}
@@ -439,20 +441,28 @@ def _read(objective: Any, settings: dict[str, Any], tokenizer: Any) -> tuple[Dat
     data = load(run.data, tokenizer, objective.facts.data, options)
     if run.eval_data is not None:
         return data, load(run.eval_data, tokenizer, objective.facts.data, options, held_out=True)
-    if not run.eval_fraction:
+    # one row cannot be parted, nor so few that a held-out update would take them all
+    if not run.eval_fraction or len(data.examples) <= objective.facts.least:
         return data, None
-    if len(data.examples) < 2:
-        if run.keep == "best":
-            raise InputError(f"{run.data}: keep: best needs held-out rows and there is only one row; give eval_data")
-        return data, None
-    return split(data, run.eval_fraction, run.seed)
+    return split(data, max(run.eval_fraction, objective.facts.least / len(data.examples)), run.seed)
 
 
-def _refuse_few_rows(objective: Any, data: Dataset, held_out: Dataset | None) -> None:
+def _refuse_few_rows(objective: Any, run: RunOptions, data: Dataset, held_out: Dataset | None) -> None:
+    """InputError unless there are rows enough to train on and, where any are held out or must be, to evaluate on."""
     least, name = objective.facts.least, objective.facts.name
+    if run.keep == "best" and held_out is None:
+        raise InputError(
+            f"{run.data}: keep: best needs held-out rows and there are too few to hold any out ({len(data)}); "
+            "give eval_data"
+        )
+    if held_out is not None and run.eval_data is None and min(len(data), len(held_out)) < least:
+        raise InputError(
+            f"{data.source}: {len(held_out)} of {len(held_out) + len(data)} rows are held out, and {name} needs at "
+            f"least {least} on either side; give more rows, eval_data, or eval_fraction=0"
+        )
     for one in (data, held_out):
-        if one is not None and len(one.examples) < least:
-            raise InputError(f"{one.source}: {name} needs at least {least} rows, training and held out; give more")
+        if one is not None and len(one) < least:
+            raise InputError(f"{one.source}: {name} needs at least {least} rows, got {len(one)}; give more")
 
 
 def _examples(plan: Plan) -> list[Example]:

@@ -685,8 +685,9 @@ def test_an_update_never_has_fewer_prompts_than_the_objective_needs(model_dir, t
     ("num", "options", "message"),
     [
         (24, {"batch_size": 2}, "batch_size: offset needs at least 3 prompts in an update, got 2"),
-        (2, {"eval_fraction": 0.0}, "offset needs at least 3 rows, training and held out"),
-        (24, {"eval_fraction": 0.01}, "offset needs at least 3 rows, training and held out"),
+        (2, {"eval_fraction": 0.0}, "offset needs at least 3 rows, got 2"),
+        (5, {}, "3 of 5 rows are held out, and offset needs at least 3 on either side; .* or eval_fraction=0"),
+        (3, {"keep": "best"}, r"keep: best needs held-out rows and there are too few to hold any out \(3\)"),
     ],
 )
 def test_too_few_rows_for_the_objective_are_refused_before_anything_is_loaded(
@@ -695,6 +696,16 @@ def test_too_few_rows_for_the_objective_are_refused_before_anything_is_loaded(
     data = write_rows(tmp_path / "rows.jsonl", "pairs", num)
     with pytest.raises(InputError, match=message):
         run(Offset(), model_dir, data, tmp_path / "run", **options)
+
+
+def test_a_few_rows_hold_out_as_many_as_the_objective_needs_or_none_and_say_so(model_dir, tmp_path, capsys):
+    """5 % of 24 rows is one, which is no update of an objective that needs three."""
+    for num, held_out in ((24, 3), (6, 3), (3, 0)):
+        data = write_rows(tmp_path / f"{num}.jsonl", "pairs", num)
+        options = {"eval_fraction": 0.05, "batch_size": 3, "max_steps": 1}
+        result = run(Offset(), model_dir, data, tmp_path / str(num), **options)
+        assert (result.summary["data"]["rows"], result.summary["held_out_rows"]) == (num - held_out, held_out)
+    assert capsys.readouterr().err.count("held out: none of so few rows (3); give eval_data") == 1
 
 
 def test_labels_of_one_class_may_be_evaluated_on_and_not_trained_on(model_dir, tmp_path):
