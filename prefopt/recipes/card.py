@@ -63,6 +63,12 @@ _READ: dict[HeadKind, list[str]] = {
 }
 
 
+def _settled(options: dict[str, Any]) -> str:
+    """A line that names the options which followed from the training rows; nothing where there are none."""
+    named = ", ".join(f"`{name}={config.shown(value)}`" for name, value in options.items())
+    return f"\nFrom the training rows: {named}.\n" if options else ""
+
+
 def write_card(
     folder: Path, objective: Any, settings: dict[str, Any], summary: dict[str, Any], reading: list[str]
 ) -> None:
@@ -105,5 +111,5 @@ library_name: {"peft" if is_adapter else "transformers"}
 ```yaml
 {config.to_yaml(settings).strip()}
 ```
-"""
+{_settled(summary["settled"])}"""
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -166,6 +166,7 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
     clock.lap("save")
     summary = {
         "objective": plan.objective.facts.name,
+        "settled": plan.settled,
         "model": str(model_dir),
         **_numbers(journal, best, plan),
         "learning_rate": peak,

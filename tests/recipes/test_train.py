@@ -648,9 +648,14 @@ def test_options_that_follow_from_the_training_rows_are_filled_in_and_said(model
     rows = result.summary["data"]["rows"]
     assert (rows, result.summary["held_out_rows"]) == (18, 6)
     assert f"offset: {1 / rows}, from the training rows" in capsys.readouterr().err
+    assert strict_json((tmp_path / "run" / "summary.json").read_text())["settled"] == {"offset": 1 / rows}
+    assert f"From the training rows: `offset={1 / rows}`." in (result.model_dir / "README.md").read_text()
+    # on other rows the recipe settles it anew
+    assert "offset: null" in (tmp_path / "run" / "config.yaml").read_text()
     assert result.summary["start"]["eval/loss"] == pytest.approx(math.log1p(math.exp(1 / rows)), abs=1e-4)
     given = run(Offset(offset=0.5), model_dir, pairs, tmp_path / "given")
-    assert "from the training rows" not in capsys.readouterr().err
+    assert "from the training rows" not in capsys.readouterr().err and given.summary["settled"] == {}
+    assert "From the training rows" not in (given.model_dir / "README.md").read_text()
     assert given.summary["start"]["eval/loss"] == pytest.approx(math.log1p(math.exp(0.5)), abs=1e-4)
 
 
