@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -79,10 +79,14 @@ Listener = Callable[[int, dict[str, float]], None]
 
 @dataclass
 class Models:
-    """What objectives see: `policy(batch) -> Outputs` and, where one is needed, `reference(batch) -> [K] nats`."""
+    """What objectives see: `policy(batch) -> Outputs` and, where one is needed, `reference(batch) -> [K] nats`.
+
+    budget: of the run, for passes that an objective takes itself.
+    """
 
     policy: Callable[[Batch], Any]
     reference: Callable[[Batch], Tensor] | None = None
+    budget: Budget | None = None
 
 
 def budget_for(options: LoopOptions, device: torch.device, together: bool = False, repeat: bool = False) -> Budget:
@@ -112,7 +116,7 @@ def update(
     the number of processes changes the gradient. None, with nothing updated, when the gradient is not finite.
     """
     with torch.no_grad():
-        targets = objective.targets(batch, models)
+        targets = objective.targets(batch, replace(models, budget=budget))
     total = ranks.all_sum(objective.count(batch).double() * weight)
 
     def passes(tokens: int) -> Sums:
@@ -179,7 +183,7 @@ def evaluate(
     sums, count = Sums(), torch.zeros((), dtype=torch.float64)
     with torch.no_grad():
         for batch, weight in batches:
-            targets = objective.targets(batch, models)
+            targets = objective.targets(batch, replace(models, budget=budget))
 
             def passes(tokens: int, batch: Batch = batch, targets: Any = targets, weight: float = weight) -> Sums:
                 part_sums = Sums()

@@ -44,7 +44,10 @@ class Nothing(NamedTuple):
 
 
 class Models(Protocol):
-    """What an objective may ask for when it computes its targets; always under no_grad."""
+    """What an objective may ask for when it computes its targets; always under no_grad.
+
+    One attribute may be left out: `budget`, the run's token budget per forward pass.
+    """
 
     def policy(self, batch: Batch) -> Outputs: ...
 

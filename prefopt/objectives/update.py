@@ -15,18 +15,22 @@ from prefopt.batch import Batch
 from prefopt.budget import Budget
 from prefopt.objectives.facts import Models
 
-PASS_TOKENS = 2048  # no gradient is kept, so a pass needs less memory than one of training of this size
+PASS_TOKENS = 2048  # in one forward pass, where nobody says how many
 
 
 def policy_logp(batch: Batch, models: Models) -> Tensor:
     """Log-probs of the completion tokens under the policy as it is now, without gradient, [K] nats.
 
-    In passes of a fixed number of tokens; every process runs as many as the others, as sharded weights need.
+    In passes of the run's token budget, which halves itself when memory runs out.
     """
-    with torch.no_grad():
-        passes = Budget(PASS_TOKENS, together=True).passes(batch, (), PASS_TOKENS)
-        scored = [(models.policy(part).logp, counts) for part, _, counts in passes]
-    return torch.cat([logp for logp, counts in scored if counts])
+    budget: Budget = getattr(models, "budget", None) or Budget(PASS_TOKENS, together=True)
+
+    def passes(tokens: int) -> Tensor:
+        with torch.no_grad():
+            scored = [(models.policy(part).logp, counts) for part, _, counts in budget.passes(batch, (), tokens)]
+        return torch.cat([logp for logp, counts in scored if counts])
+
+    return budget.run(passes, smallest=budget.smallest(batch))
 
 
 class Everyone(NamedTuple):

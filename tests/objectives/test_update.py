@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from laws import apart, batch_of, rows
+from laws import apart, batch_of, one_update, rows
 
 from prefopt import ranks
 from prefopt.batch import Batch
-from prefopt.objectives import update
+from prefopt.budget import Budget
+from prefopt.loop import Models
+from prefopt.objectives import AOT, BCO, KTO, update
 
 
 @pytest.mark.parametrize("tokens", [1, 30, 10**6])
@@ -34,6 +36,50 @@ def test_passes_are_bounded(monkeypatch):
     models.policy = policy
     update.policy_logp(batch, models)
     assert len(seen) > 2 and max(seen) <= 40
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_passes_keep_to_the_runs_budget(repeat):
+    """repeat: a layout that computes the prompt anew for each completion."""
+    models, seen = counted(apart(), repeat)
+    models.budget, batch = Budget(60, repeat=repeat), batch_of("pairs", num=8)
+    update.policy_logp(batch, models)
+    assert len(seen) > 2 and max(seen) <= 60
+
+
+@pytest.mark.parametrize("objective", [KTO(), BCO(), AOT()])
+def test_an_update_hands_its_budget_to_the_objective(objective):
+    models, seen = counted(apart(), False)
+    one_update(objective, batch_of(objective.facts.data, num=8), models, tokens=30)
+    assert len(seen) > 4 and max(seen) <= 30
+
+
+def test_memory_that_runs_out_halves_the_runs_budget():
+    models, batch = apart(), batch_of("pairs", num=8)
+    whole, policy, models.budget = models.policy(batch).logp, models.policy, Budget(1000)
+
+    def scarce(part: Batch) -> Any:
+        if sum(part.tokens_per_prompt()) > 60:
+            raise MemoryError
+        return policy(part)
+
+    models.policy = scarce
+    assert torch.allclose(update.policy_logp(batch, models), whole, rtol=0, atol=1e-12)
+    assert models.budget.tokens == 62  # 1000 halved four times
+
+
+def counted(models: Models, repeat: bool) -> tuple[Models, list[int]]:
+    """The models, and a list that grows by the tokens of each of the policy's passes."""
+    policy: Any = models.policy
+    seen: list[int] = []
+
+    def counting(part: Batch) -> Any:
+        seen.append(sum(part.tokens_per_prompt(repeat)))
+        return policy(part)
+
+    counting.model = policy.model  # type: ignore[attr-defined]
+    models.policy = counting
+    return models, seen
 
 
 def on_ranks(monkeypatch: Any, shares: list[tuple[Batch, torch.Tensor]]) -> list[update.Everyone]:
