@@ -89,8 +89,8 @@ prefopt score --model DIR --data FILE [--out FILE] [key=value ...]
   --json                 print only the summary, as JSON, on stdout
 
 What a row gains, by what it holds:
-  pairs           score_chosen and score_rejected
-  rated answers   scores, in the order of completions; the ratings it had become `ratings`
+  pairs           score_chosen and score_rejected; those it had become rating_chosen and rating_rejected
+  several answers scores, in the order of completions; those it had become ratings
   other answers   score
   steps           step_scores, the probability that each step is right, and of the whole answer min, product and
                   last (a process reward model; min is the usual one to choose by)

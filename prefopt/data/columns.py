@@ -42,7 +42,8 @@ class Record:
     completions, scores: as in `prefopt.records.Example`; no completion in a prompt-only row. Where a row's answer is
     labelled by steps: the steps and their labels.
     asides: per completion, character spans of a text that the policy did not write (a Human turn of a transcript).
-    tools, template: what the chat template is given besides the messages. extra: the row's other columns.
+    tools, template: what the chat template is given besides the messages. extra: the row's other columns, and the
+    scores that a pair came with.
     """
 
     where: str

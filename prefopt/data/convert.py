@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
@@ -26,8 +27,16 @@ FITS = {
 COMPARED = ("pairs", "labels", "ratings")  # what learns that one completion of a row is better than another
 
 
+class Unfit(InputError):
+    """Data that cannot serve an objective. found: what it is, in words."""
+
+    def __init__(self, found: str, kind: Kind, fits: str) -> None:
+        super().__init__(f"{found}, and this objective needs {kind}; use {fits}, or give other data")
+        self.found = found
+
+
 def check(shape: Shape, kind: Kind, source: str) -> None:
-    """InputError, naming what the data is and what it is good for, unless it can serve as `kind`."""
+    """Unfit, naming what the data is and what it is good for, unless it can serve as `kind`."""
     rated = (shape.kind, kind) == ("ratings", "labels") and not shape.marked  # no number says where good begins
     if kind in ("prompts", shape.kind) or ((shape.kind, kind) in _CONVERT and not rated):
         return
@@ -35,19 +44,21 @@ def check(shape: Shape, kind: Kind, source: str) -> None:
         if shape.kind not in ("prompts", "steps"):
             return
         raise InputError(f"{source} holds {shape.kind} ({shape.name}) and no whole answers; give data that has some")
-    found = f"{source} holds {shape.kind} ({shape.name}), and this objective needs {kind}"
-    raise InputError(f"{found}; use {FITS[shape.kind]}, or give other data")
+    raise Unfit(f"{source} holds {shape.kind} ({shape.name})", kind, FITS[shape.kind])
 
 
 def convert(record: Record, shape: Shape, kind: Kind, ties: Ties) -> Iterator[Record | Dropped]:
     """The record as one or more of `kind`; what cannot be one as the Dropped that gives the reason.
 
     RowError where a prompt is wanted of a conversation that has none, where a group is too small to compare, and,
-    unless ties are to be dropped, where it is tied.
+    unless ties are to be dropped, where it is tied, and where completions to learn from have no scores.
     """
     if kind in ("prompts", "completions"):
         yield _asked(record) if kind == "prompts" else record
         return
+    if any(map(math.isnan, record.scores)):
+        todo = "add a column scores with one number for each"
+        raise RowError(record.where, "the completions have no scores", todo)
     if shape.kind == "pairs":
         dropped = _no_pair(record, kind, ties)
     elif shape.kind == "ratings" and kind in ("pairs", "ratings"):

@@ -335,6 +335,8 @@ def _encode(
                     continue
                 try:
                     fitted, cut = fit(example, options)
+                    if kind != "completions":
+                        _refuse_equal(fitted, bool(cut))
                 except Dropped as why:
                     counts[str(why)] += 1
                     continue
@@ -384,10 +386,14 @@ def fit(example: Example, options: DataOptions) -> tuple[Example, int]:
         example = _cut(example, room)
     if not all(any(flags) for flags in example.trained):
         raise Dropped("no token left to train on" + (" after truncation" if cut else ""))
+    return example, cut
+
+
+def _refuse_equal(example: Example, cut: bool) -> None:
+    """Dropped if completions that are to be compared are the same tokens."""
     if len(example.completions) > 1 and all(tokens == example.completions[0] for tokens in example.completions):
         which = "chosen and rejected" if len(example.completions) == 2 else "all rated completions"
         raise Dropped(f"{which} are equal" + (" after truncation" if cut else " as tokens"))
-    return example, cut
 
 
 def _cut(example: Example, room: int) -> Example:

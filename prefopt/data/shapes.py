@@ -6,6 +6,7 @@ TRL's column names mean what they mean there; the rest is brought to them.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -130,7 +131,10 @@ def _completion(c: Columns) -> list[Record]:
 
 
 def _rated(c: Columns) -> list[Record]:
-    """`completions` with `scores` or `ratings`, or completions that are objects with their own score."""
+    """`completions` with `scores` or `ratings`, or completions that are objects with their own score.
+
+    NaN for those that nobody has scored.
+    """
     prompt = c.any("prompt") if "prompt" in c.values else None
     completions, column = c.values.get("completions"), c.name("scores", "ratings")
     if not isinstance(completions, list):
@@ -144,9 +148,10 @@ def _rated(c: Columns) -> list[Record]:
             raise RowError(c.where, f"completions and {column} differ in number", "give one score each", found)
         items = [{"completion": item, "score": score} for item, score in zip(completions, scores, strict=True)]
     else:
-        items = [_rated_item(c, item) for item in completions]
+        items = [_rated_item(item) for item in completions]
     inner = [Columns(Row(c.where, item), c.chat) for item in items]
-    texts, scores = [item.any("completion") for item in inner], [item.number("score") for item in inner]
+    texts = [item.any("completion") for item in inner]
+    scores = [item.number("score") if "score" in item.values else math.nan for item in inner]
     if prompt is None:
         return [_instructed(c, texts, scores)]
     if isinstance(prompt, list):
@@ -154,12 +159,12 @@ def _rated(c: Columns) -> list[Record]:
     return [c.record(prompt, texts, scores)]
 
 
-def _rated_item(c: Columns, item: Any) -> dict[str, Any]:
+def _rated_item(item: Any) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise RowError(c.where, "the completions have no scores", "add a column scores with one number for each")
+        return {"completion": item}
     text = next((item[key] for key in ("response", "completion", "text", "content") if key in item), None)
-    score = next((item[key] for key in ("score", "rating", "overall_score") if key in item), None)
-    return {"completion": text, "score": score}
+    scores = [item[key] for key in ("score", "rating", "overall_score") if key in item]
+    return {"completion": text, **({"score": scores[0]} if scores else {})}
 
 
 def _steps(c: Columns) -> list[Record]:
@@ -369,7 +374,8 @@ class Reader:
             _check_unicode(record)
         before, after = (sum(len(record.completions) for record in part) for part in (records, kept))
         self.notes["completions left out of a rated row, as empty"] += before - after
-        extra = {name: value for name, value in row.values.items() if name not in _columns(shape)}
+        taken = _columns(shape) - {*_SCORED}
+        extra = {name: value for name, value in row.values.items() if name not in taken}
         return [replace(record, extra=extra) for record in kept]
 
     def _same(self, row: Row, forms: dict[str, str]) -> None:

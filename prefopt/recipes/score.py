@@ -13,10 +13,12 @@ from prefopt import ranks
 from prefopt.data import DataOptions, Dataset
 from prefopt.data import load as load_data
 from prefopt.data.columns import Record
+from prefopt.data.convert import Unfit
 from prefopt.evaluate.rewards import completion_scores, ranked_rightly, step_scores, steps_rightly
 from prefopt.evaluate.statistics import Estimate
 from prefopt.loop import LoopOptions, budget_for
 from prefopt.models.adapters import LoraOptions, adapt
+from prefopt.models.heads import HeadKind
 from prefopt.models.load import ModelOptions, head_of, keep_freed_memory, load
 from prefopt.models.policy import Policy, choose, text_config
 from prefopt.recipes.journal import progress
@@ -53,7 +55,7 @@ def score(model: str | Path, data: str | Path, model_options: ModelOptions, data
     if data_options.max_length is None:
         limit = getattr(text_config(policy.inner), "max_position_embeddings", None)
         data_options = dataclasses.replace(data_options, max_length=limit)
-    dataset = load_data(data, loaded.tokenizer, "steps" if head == "steps" else "completions", data_options)
+    dataset = _answers(data, loaded.tokenizer, head, data_options)
     choice = choose(policy, model_options.layout)
     tokens = budget_for(LoopOptions(), ranks.device()).tokens
     with progress("scoring", len(dataset)) as advance:
@@ -71,6 +73,17 @@ def score(model: str | Path, data: str | Path, model_options: ModelOptions, data
     )
 
 
+def _answers(data: str | Path, tokenizer: Any, head: HeadKind, options: DataOptions) -> Dataset:
+    """The rows to score. InputError, saying which model scores what they hold, where this one cannot."""
+    try:
+        return load_data(data, tokenizer, "steps" if head == "steps" else "completions", options)
+    except Unfit as error:
+        raise InputError(
+            f"{error.found}, and this model scores the steps of an answer; score whole answers with a model from "
+            "`prefopt train reward`, or give data with prompt, completions (the steps) and labels"
+        ) from None
+
+
 def _of_completions(dataset: Dataset, scores: Sequence[float]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows and summary for one score per completion, laid end to end."""
     rows, own, start = [], [], 0
@@ -85,24 +98,29 @@ def _of_completions(dataset: Dataset, scores: Sequence[float]) -> tuple[list[dic
     elif dataset.kind == "ratings":
         summary["ranked_as_labelled"] = said(ranked_rightly([record.scores for record in dataset.rows], own))
     elif dataset.kind == "labels":
-        for name, label in (("good", 1.0), ("bad", 0.0)):
-            summary[name] = spread([s for s, r in zip(scores, dataset.rows, strict=True) if r.scores[0] == label])
+        for name, good in (("good", True), ("bad", False)):
+            mine = [s for s, r in zip(scores, dataset.rows, strict=True) if (r.scores[0] > 0.5) is good]
+            summary[name] = spread(mine)
     return rows, summary
 
 
 def _row(record: Record, kind: str, scores: list[float]) -> dict[str, Any]:
-    """A row of the file with its scores; what the file itself rated is kept as `ratings`."""
+    """A row of the file with its scores; what the file itself rated is kept as ratings."""
     row = {**record.extra, **_asked(record)}
     if kind == "pairs":
+        for side in ("chosen", "rejected"):
+            if (rating := row.pop(f"score_{side}", None)) is not None:
+                row[f"rating_{side}"] = rating
         row |= dict(zip(("chosen", "rejected"), record.completions, strict=True))
         return row | dict(zip(("score_chosen", "score_rejected"), scores, strict=True))
     if kind == "ratings":
-        return row | {"completions": record.completions, "scores": scores, "ratings": record.scores}
+        rated = {} if any(map(math.isnan, record.scores)) else {"ratings": record.scores}
+        return row | {"completions": record.completions, "scores": scores, **rated}
     if record.prompt is None:
         [whole] = record.completions
         return row | {"text" if isinstance(whole, str) else "messages": whole, "score": scores[0]}
     row |= {"completion": record.completions[0], "score": scores[0]}
-    return row | ({"label": record.scores[0] == 1.0} if kind == "labels" else {})
+    return row | ({"label": record.scores[0] > 0.5} if kind == "labels" else {})
 
 
 def _of_steps(dataset: Dataset, scores: Sequence[Sequence[float]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -112,9 +130,12 @@ def _of_steps(dataset: Dataset, scores: Sequence[Sequence[float]]) -> tuple[list
         product = 1.0
         for probability in own:
             product *= probability
-        # an answer that was cut has fewer steps than its record
+        # an answer that was cut has fewer steps than its record; some labels are shares
         row = {**record.extra, **_asked(record), "completions": record.completions}
-        row |= {"labels": [label == 1.0 for label in record.scores], "step_scores": list(own)}
+        row |= {
+            "labels": [bool(label) if label in (0, 1) else label for label in record.scores],
+            "step_scores": list(own),
+        }
         rows.append({**row, "min": min(own), "product": product, "last": own[-1]})
     labels = [[label for label in (e.steps or [[]])[0] if label == label] for e in dataset.examples]
     summary = {

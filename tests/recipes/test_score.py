@@ -22,6 +22,7 @@ from prefopt.models.load import ModelOptions, load
 from prefopt.models.policy import Policy
 from prefopt.objectives import ProcessReward, RewardModel
 from prefopt.recipes.score import score
+from prefopt.records import InputError
 
 FAST = {"batch_size": 16, "max_steps": 20, "eval_fraction": 0.0, "learning_rate": 1e-2, "dtype": "float32"}
 
@@ -124,6 +125,44 @@ def test_ties_and_groups_that_no_training_takes_are_scored(models, tmp_path, cap
     assert "ranked as labelled: not measured (no prompt has two completions with different labels)" in text
 
 
+def test_the_scores_that_pairs_came_with_become_ratings(models, tmp_path, capsys):
+    both = {"prompt": "red :", "chosen": " good", "rejected": " bad", "score_chosen": 9.5, "score_rejected": 2}
+    rows = [both, {**both, "prompt": "cat :", "score_chosen": None, "score_rejected": None}]
+    data, out = tmp_path / "pairs.jsonl", tmp_path / "scored.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    run(capsys, "--model", models["reward"], "--data", data, "--out", out)
+    rated, unrated = lines(out)
+    assert (rated["rating_chosen"], rated["rating_rejected"]) == (9.5, 2) and "rating_chosen" not in unrated
+    assert rated["score_chosen"] == pytest.approx(plain_score(models["reward"], "red : good</s>"), abs=1e-5)
+    assert unrated["score_rejected"] == pytest.approx(plain_score(models["reward"], "cat : bad</s>"), abs=1e-5)
+
+
+def test_several_answers_without_scores_are_ranked_equal_ones_too(models, tmp_path, capsys):
+    rows = [{"prompt": "red :", "completions": [" bad", " good", " good"]}]
+    rows += [{"prompt": "cat :", "completions": [" one", " one"]}]
+    data, out = tmp_path / "samples.jsonl", tmp_path / "scored.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    text = run(capsys, "--model", models["reward"], "--data", data, "--out", out)
+    first, second = lines(out)
+    assert first["scores"][0] < first["scores"][1] == pytest.approx(first["scores"][2], abs=1e-6)
+    assert first["completions"] == rows[0]["completions"] and "ratings" not in first
+    assert second["scores"] == pytest.approx([plain_score(models["reward"], "cat : one</s>")] * 2, abs=1e-5)
+    assert "ranked as labelled: not measured" in text
+    tokenizer = AutoTokenizer.from_pretrained(models["reward"])
+    again = load_data(out, tokenizer, "ratings", DataOptions(ties="drop"))
+    assert again.examples[0].scores == pytest.approx(first["scores"], rel=1e-6)
+    with pytest.raises(InputError, match=r"samples\.jsonl:1: the completions have no scores; add a column scores"):
+        load_data(data, tokenizer, "ratings")
+
+
+def test_labels_of_steps_that_are_shares_stay_shares(models, tmp_path, capsys):
+    row = {"prompt": "red :", "completions": [" cat good", " dog bad"], "labels": [0.75, 0]}
+    data, out = tmp_path / "steps.jsonl", tmp_path / "scored.jsonl"
+    data.write_text(json.dumps(row), encoding="utf-8")
+    run(capsys, "--model", models["prm"], "--data", data, "--out", out)
+    assert lines(out)[0]["labels"] == [0.75, False]
+
+
 def test_steps_gain_probabilities(models, tmp_path, capsys):
     data, out = write_rows(tmp_path / "steps.jsonl", "steps", num=8, seed=3), tmp_path / "scored.jsonl"
     summary = json.loads(run(capsys, "--model", models["prm"], "--data", data, "--out", out, "--json"))
@@ -168,7 +207,8 @@ def test_a_model_without_a_score_head_is_refused_with_what_to_train(models, tmp_
 def test_data_that_does_not_fit_the_model_is_refused(models, tmp_path, capsys):
     steps, pairs = (write_rows(tmp_path / f"{kind}.jsonl", kind) for kind in ("steps", "pairs"))
     assert "holds steps" in refused(capsys, "--model", models["reward"], "--data", steps)
-    assert "holds pairs" in refused(capsys, "--model", models["prm"], "--data", pairs)
+    message = refused(capsys, "--model", models["prm"], "--data", pairs)
+    assert "holds pairs" in message and "this model scores the steps of an answer" in message and "SFT" not in message
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "red"}\n', encoding="utf-8")
     assert "no whole answers" in refused(capsys, "--model", models["reward"], "--data", prompts)
