@@ -91,6 +91,10 @@ NLL = """\
 exp(nll) is the perplexity. What is low depends on the text: 0.5 to 2.5 nats a token is usual for a pretrained model \
 on ordinary answers. Far above 3 at the start is nearly always a wrong chat template or a wrong column.
 
+Two means share the name. sft counts each token once, so a long answer weighs more; objectives on pairs (simpo, cpo, \
+orpo, and dpo with `sft_weight`) count each chosen answer once. On answers of unequal length the two differ, even on \
+the same rows: compare like with like.
+
 It is the measure of memorising: when `eval/nll` turns up while `nll` falls, take fewer epochs. In preference \
 training it is that of the chosen answer; a rise of its held-out value shows how far the policy has gone, whatever \
 beta is. In small runs on 300 pairs (one seed) the true reward peaked at nearly the same KL from the reference, 4.0 \
@@ -115,7 +119,12 @@ grows with the length of answers; compare runs on the same data. The true distan
 METRICS: dict[str, Metric] = {
     "loss": Metric("the objective, averaged over its items in the step", "nats", "falls, then flattens", "lower", LOSS),
     "nll": Metric(
-        "negative log-likelihood of trained completion tokens, mean over tokens", "nats/token", "falls", "lower", NLL
+        "negative log-likelihood of trained completion tokens: in sft, mean over all tokens; on pairs, mean over a chosen "
+        "completion's tokens, then over pairs",
+        "nats/token",
+        "falls",
+        "lower",
+        NLL,
     ),
     "rewards/chosen": Metric(
         "reward of the chosen (good) completion; with a reference, beta x (logp - reference logp)",
