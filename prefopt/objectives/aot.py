@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.batch import Batch, Outputs
-from prefopt.objectives.facts import Facts, Models, refuse_negative
+from prefopt.objectives.facts import Facts, Models, check_ranges
 from prefopt.objectives.pairwise import pair_metrics
 from prefopt.objectives.update import everyone, policy_logp
 
@@ -66,7 +66,7 @@ class AOT:
     )
 
     def __post_init__(self) -> None:
-        refuse_negative(self, above_zero=("beta",))
+        check_ranges(self, above_zero=("beta",))
 
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(batch.num_prompts, device=batch.group.device)

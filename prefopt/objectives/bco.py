@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.batch import Batch, Outputs
-from prefopt.objectives.facts import Facts, Models, refuse_negative
+from prefopt.objectives.facts import Facts, Models, check_ranges
 from prefopt.objectives.labelled import both_classes, desirable, label_metrics, sign
 from prefopt.objectives.pairwise import Reference
 from prefopt.objectives.update import everyone, policy_logp
@@ -56,7 +56,7 @@ class BCO:
     )
 
     def __post_init__(self) -> None:
-        refuse_negative(self, above_zero=("beta",))
+        check_ranges(self, above_zero=("beta",))
 
     def settled(self, examples: Sequence[Example]) -> BCO:
         """The objective as it is. InputError where the rows are of one class."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.batch import Batch, Outputs
-from prefopt.objectives.facts import Facts, Nothing, refuse_negative
+from prefopt.objectives.facts import Facts, Nothing, check_ranges
 from prefopt.objectives.pairwise import pair_metrics
 
 
@@ -56,7 +56,7 @@ class CPO:
     )
 
     def __post_init__(self) -> None:
-        refuse_negative(self, "sft_weight", above_zero=("beta",))
+        check_ranges(self, "sft_weight", above_zero=("beta",))
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing}")
 

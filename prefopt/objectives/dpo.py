@@ -11,7 +11,7 @@ from torch import Tensor
 from prefopt.batch import Batch, Outputs
 from prefopt.objectives import pairwise
 from prefopt.objectives.divergences import DIVERGENCES
-from prefopt.objectives.facts import Facts, Models, refuse_negative
+from prefopt.objectives.facts import Facts, Models, check_ranges
 from prefopt.objectives.pairwise import LOSSES, Reference, Settings, pair_metrics
 from prefopt.objectives.update import everyone, policy_logp
 
@@ -36,7 +36,8 @@ class DPO:
     # labels (rDPO); hinge: none beyond a margin of 1 (SLiC); exo: reverse KL; discopop: a discovered blend; nca,
     # apo_zero, bco: each reward by itself, chosen up and rejected down; apo_down: both down, rejected more; sppo:
     # log-ratios regressed on +-1 / (2 beta). Several are summed by weight (MPO), as in loss_type.sigmoid=0.8
-    # loss_type.bco=0.2: a larger weight counts that loss more, a smaller one less
+    # loss_type.bco=0.2: a larger weight counts that loss more, a smaller one less. bco takes one more pass over each
+    # update, without gradient, for the middle of its rewards
     loss_type: (
         Literal["sigmoid", "robust", "hinge", "exo", "nca", "apo_zero", "apo_down", "sppo", "bco", "discopop"]
         | dict[str, float]
@@ -167,7 +168,7 @@ class DPO:
 
 def _refuse_ranges(options: DPO) -> None:
     """ValueError on an option outside its range."""
-    refuse_negative(options, "length_penalty", "drop_penalty", "sft_weight", above_zero=("beta",))
+    check_ranges(options, "length_penalty", "drop_penalty", "sft_weight", above_zero=("beta",))
     if not 0 <= options.label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {options.label_smoothing}")
     if not 0 < options.f_alpha <= 1:

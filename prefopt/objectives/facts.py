@@ -91,15 +91,21 @@ def extras(objective: Any) -> tuple[str, ...]:
     return named
 
 
-def refuse_negative(options: Any, *names: str, above_zero: tuple[str, ...] = ()) -> None:
-    """ValueError, naming the default, unless the named options are finite, at least 0, and above 0 where it is said."""
+def check_ranges(options: Any, *names: str, above_zero: tuple[str, ...] = ()) -> None:
+    """ValueError, naming the default, unless the named options are finite, at least 0, and above 0 where it is said.
+
+    One that is None follows from something else, and is none of these.
+    """
     for name in (*names, *above_zero):
         value, usual = getattr(options, name), getattr(type(options), name)
+        todo = "leave it out for the usual choice" if usual is None else f"{usual} is the usual start"
+        if value is None:
+            continue
         if value == math.inf:
-            raise ValueError(f"{name} must be finite; {usual} is the usual start")
+            raise ValueError(f"{name} must be finite; {todo}")
         if not value >= 0 or (name in above_zero and not value):
             words = "must be above 0" if name in above_zero else "must not be negative"
-            raise ValueError(f"{name} {words}, got {value}; {usual} is the usual start")
+            raise ValueError(f"{name} {words}, got {value}; {todo}")
 
 
 def settled(objective: Any, examples: Sequence[Example]) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prefopt.batch import Batch, Outputs
-from prefopt.objectives.facts import Facts, Models, refuse_negative
+from prefopt.objectives.facts import Facts, Models, check_ranges
 from prefopt.objectives.pairwise import Reference, pair_metrics
 
 
@@ -55,7 +55,7 @@ class IPO:
     )
 
     def __post_init__(self) -> None:
-        refuse_negative(self, above_zero=("beta",))
+        check_ranges(self, above_zero=("beta",))
 
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(batch.num_prompts, device=batch.group.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prefopt import ranks
 from prefopt.batch import Batch, Outputs
-from prefopt.objectives.facts import Facts, Models, refuse_negative
+from prefopt.objectives.facts import Facts, Models, check_ranges
 from prefopt.objectives.labelled import both_classes, desirable, label_metrics, sign
 from prefopt.objectives.update import policy_logp
 from prefopt.records import Example, InputError
@@ -82,11 +82,7 @@ class KTO:
     )
 
     def __post_init__(self) -> None:
-        refuse_negative(self, above_zero=("beta",))
-        for name in ("desirable_weight", "undesirable_weight"):
-            weight = getattr(self, name)
-            if weight is not None and not 0 < weight < float("inf"):
-                raise ValueError(f"{name} must be above 0, got {weight}; leave it out to balance the classes")
+        check_ranges(self, above_zero=("beta", "desirable_weight", "undesirable_weight"))
 
     @property
     def weights(self) -> tuple[float, float]:

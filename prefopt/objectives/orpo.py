@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.batch import Batch, Outputs
-from prefopt.objectives.facts import Facts, Nothing, refuse_negative
+from prefopt.objectives.facts import Facts, Nothing, check_ranges
 from prefopt.objectives.pairwise import pair_metrics
 
 SURE = -1e-9  # nats: a mean log-prob above it counts as this, so that its odds and their gradient stay finite
@@ -69,7 +69,7 @@ class ORPO:
     )
 
     def __post_init__(self) -> None:
-        refuse_negative(self, "odds_weight")
+        check_ranges(self, "odds_weight")
 
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(batch.num_prompts, device=batch.group.device)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.batch import Batch, Outputs, check
-from prefopt.objectives.facts import Facts, Nothing, refuse_negative
+from prefopt.objectives.facts import Facts, Nothing, check_ranges
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class RewardModel:
     def __post_init__(self) -> None:
         if self.comparison not in ("pairs", "listwise"):
             raise ValueError(f"comparison must be pairs or listwise, got {self.comparison!r}")
-        refuse_negative(self, "margin", "centering")
+        check_ranges(self, "margin", "centering")
 
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(batch.num_prompts, device=batch.group.device)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prefopt.batch import Batch, Outputs
-from prefopt.objectives.facts import Facts, Nothing, refuse_negative
+from prefopt.objectives.facts import Facts, Nothing, check_ranges
 from prefopt.objectives.pairwise import pair_metrics
 
 
@@ -57,7 +57,7 @@ class SimPO:
     )
 
     def __post_init__(self) -> None:
-        refuse_negative(self, "gamma_beta_ratio", "sft_weight", above_zero=("beta",))
+        check_ranges(self, "gamma_beta_ratio", "sft_weight", above_zero=("beta",))
 
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(batch.num_prompts, device=batch.group.device)

@@ -357,7 +357,8 @@ def test_before_the_first_update_the_loss_is_half_the_weight():
     [
         (KTO, {"beta": 0.0}, "beta must be above 0"),
         (BCO, {"beta": -0.1}, "beta must be above 0"),
-        (KTO, {"desirable_weight": 0.0}, "desirable_weight must be above 0, got 0.0"),
+        (KTO, {"desirable_weight": 0.0}, "desirable_weight must be above 0, got 0.0; leave it out"),
+        (KTO, {"desirable_weight": math.inf}, "desirable_weight must be finite; leave it out"),
         (KTO, {"undesirable_weight": math.nan}, "undesirable_weight must be above 0, got nan"),
     ],
 )
