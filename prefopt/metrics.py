@@ -119,8 +119,8 @@ grows with the length of answers; compare runs on the same data. The true distan
 METRICS: dict[str, Metric] = {
     "loss": Metric("the objective, averaged over its items in the step", "nats", "falls, then flattens", "lower", LOSS),
     "nll": Metric(
-        "negative log-likelihood of trained completion tokens: in sft, mean over all tokens; on pairs, mean over a chosen "
-        "completion's tokens, then over pairs",
+        "negative log-likelihood of trained completion tokens: in sft, mean over all tokens; on pairs, mean over a "
+        "chosen completion's tokens, then over pairs",
         "nats/token",
         "falls",
         "lower",
