@@ -166,13 +166,17 @@ class Sums:
         return float(ranks.all_sum(torch.as_tensor(self.loss, dtype=torch.float64, device=total.device)) / total)
 
     def means(self) -> dict[str, float]:
-        """Each metric averaged over its items on all processes; a process that saw none adds nothing."""
+        """Each metric averaged over its items on all processes; a process that saw none adds nothing.
+
+        A metric without an item anywhere is left out: nothing was measured.
+        """
         names = sorted(set().union(*ranks.gather(list(self.totals))))
         result = {}
         for name in names:
             total, count = self.totals.get(name, (torch.zeros((), dtype=torch.float64), 0))
             both = ranks.all_sum(torch.tensor([float(total), float(count)], dtype=torch.float64, device=ranks.device()))
-            result[name] = float(both[0] / both[1])
+            if both[1]:
+                result[name] = float(both[0] / both[1])
         return result
 
 

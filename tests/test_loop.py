@@ -151,6 +151,22 @@ def test_metrics_are_means_over_items_however_the_step_is_cut(tokens):
     assert measured == {"eval/loss": 3.5, "eval/nll": 3.5}
 
 
+class Sided(Lengths):
+    """The same, which reports the lengths of long completions apart."""
+
+    def loss(self, batch: Batch, out: Any, targets: Nothing) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss, seen = super().loss(batch, out, targets)
+        return loss, {**seen, "margin": seen["nll"][seen["nll"] > 5]}
+
+
+def test_a_metric_without_an_item_is_left_out_and_not_logged_as_nan():
+    batch = Batch.of([Example([1], [[2] * n], [1.0], [[True] * n]) for n in (1, 2, 3, 8)])
+    models = Models(Policy(gpt_neox(0)))
+    assert one_update(Sided(), batch, models, 6).metrics["margin"] == 8
+    assert "margin" not in one_update(Sided(), batch.take(0, 3), models).metrics
+    assert evaluate(models, Sided(), [(batch.take(0, 3), 1.0)], Budget(9)) == {"eval/loss": 2.0, "eval/nll": 2.0}
+
+
 def test_updates_too_small_for_16_bit_weights_add_up():
     """Twenty steps of 3e-4: a bfloat16 weight above 0.5 moves by 2e-3 at least, or not at all."""
     models = Models(Policy(gpt_neox(0, torch.bfloat16)))
@@ -197,9 +213,11 @@ def test_without_an_interval_evaluation_is_at_the_start_and_the_end():
 
 @every_objective
 def test_evaluation_equals_the_loss_of_the_same_rows_in_training(objective):
+    """However they are cut, but for objectives that take targets of the policy from the whole update."""
     models, batch = far(objective), batch_of(objective.facts.data)
     trained = one_update(objective, batch, models).metrics
-    measured = evaluate(models, objective, [(batch.take(0, 2), 1.0), (batch.take(2, 5), 1.0)], Budget(30))
+    parts = [batch] if objective.facts.forwards else [batch.take(0, 2), batch.take(2, 5)]
+    measured = evaluate(models, objective, [(part, 1.0) for part in parts], Budget(30))
     for name in measured:
         assert measured[name] == pytest.approx(trained[name.removeprefix("eval/")], rel=1e-12), name
 

@@ -110,6 +110,9 @@ def _planned(objective: Any, settings: dict[str, Any], say: Callable[[str], None
     data, held_out = _read(objective, settings, tokenizer)
     say(data.describe())
     _refuse_few_rows(objective, settings["run"], data, held_out)
+    for one in (data, held_out):
+        if one is not None and (words := _one_sided(one)):
+            say(words)
     if held_out is None and settings["run"].eval_fraction:
         say(f"held out: none of so few rows ({len(data)}); give eval_data to see how the model does on others")
     done = settled(objective, data.examples)
@@ -464,6 +467,19 @@ def _refuse_few_rows(objective: Any, run: RunOptions, data: Dataset, held_out: D
     for one in (data, held_out):
         if one is not None and len(one) < least:
             raise InputError(f"{one.source}: {name} needs at least {least} rows, got {len(one)}; give more")
+
+
+def _one_sided(data: Dataset) -> str:
+    """A line for the log where all labelled steps are right, or all wrong; empty otherwise."""
+    labels = [label for e in data.examples for own in e.steps or [] for label in own if not math.isnan(label)]
+    found = sorted({label > 0.5 for label in labels})
+    if len(found) != 1:
+        return ""
+    here, other = ("right", "wrong") if found[0] else ("wrong", "right")
+    return (
+        f"{data.source}: all {len(labels):,} steps are labelled {here}, so {other}_accuracy is not measured on them; "
+        f"from these alone a model learns to call every step {here}"
+    )
 
 
 def _examples(plan: Plan) -> list[Example]:

@@ -24,7 +24,7 @@ from prefopt.batch import Batch, Ragged
 from prefopt.models.heads import AUTO
 from prefopt.models.policy import Policy
 from prefopt.models.reference import ReferenceOptions
-from prefopt.objectives import DPO, EVERY, SFT
+from prefopt.objectives import DPO, EVERY, SFT, ProcessReward
 from prefopt.objectives.facts import Facts
 from prefopt.preflight import PreflightError
 from prefopt.recipes import train as recipe
@@ -463,6 +463,18 @@ def test_a_dry_plan_counts_what_the_run_then_does(model_dir, pairs, tmp_path, no
     assert len(plan.data.examples) + len(plan.held_out.examples) == 24
     assert plan.steps == 2 * -(-len(plan.data.examples) // 8)
     assert not (tmp_path / "run").exists()
+
+
+def test_steps_of_one_class_are_said_and_the_other_class_is_not_measured(model_dir, tmp_path, capsys):
+    row = {"completions": [" cat good", " dog good"], "labels": [True, 0.75]}
+    rows = [{"prompt": f"{word} :", **row} for word in ("red", "blue", "cat", "dog")]
+    (tmp_path / "steps.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    result = run(ProcessReward(), model_dir, tmp_path / "steps.jsonl", tmp_path / "run")
+    told = capsys.readouterr().err
+    assert "steps.jsonl: all 6 steps are labelled right" in told and "all 2 steps are labelled right" in told
+    assert "nan" not in told
+    assert "wrong_accuracy" not in result.summary["end"] and "eval/wrong_accuracy" not in result.summary["end"]
+    assert 0 <= result.summary["end"]["eval/right_accuracy"] <= 1
 
 
 # ---------------------------------------------------------------- what a run keeps, and what contradicts itself
