@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefopt.data.columns import Dropped, Record
-from prefopt.data.convert import Kind, check, convert
+from prefopt.data.convert import COMPARED, Kind, check, convert
 from prefopt.data.read import Row, RowError, read, unread
 from prefopt.data.shapes import KNOWN, Reader, grow
 from prefopt.data.template import Encoder, Rendered
 from prefopt.records import Example, InputError
 
 ROWS_AT_ONCE = 1000
+
+# options that only some kinds of data read
+READ_FOR = {"train_on": ("demonstrations",), "ties": COMPARED, "step_separator": ("steps",)}
 
 
 @dataclass(frozen=True)
@@ -194,8 +197,10 @@ def load(
     kind "completions": every whole answer as it is, compared with none, to be scored; the result says what it holds.
     held_out: to evaluate on, so that labels may be of one class.
     InputError, as `file:line: what was found; what to do`, at the first bad row (unless `skip_bad`), where the data
-    cannot serve as `kind`, where labels to train on are of one class, or where nothing is left.
+    cannot serve as `kind`, where an option is given that such data does not read, where labels to train on are of one
+    class, or where nothing is left.
     """
+    _refuse_unread(options, kind)
     separator = options.step_separator.replace(r"\n", "\n")
     encoder = Encoder(tokenizer, options.chat_template, options.train_on, step_separator=separator)
     counts: Counter[str] = Counter()
@@ -219,6 +224,16 @@ def load(
         notes[f"files left out, not of the split train ({', '.join(left)}); add @NAME to the path for them"] = len(left)
     held = shape.kind if kind == "completions" else kind
     return Dataset(examples, rows, reader.how, held, str(source), dict(counts), truncated, dict(notes))
+
+
+def _refuse_unread(options: DataOptions, kind: Kind) -> None:
+    """InputError, naming the option, where one is changed that `kind` does not read (what is to be scored reads all)."""
+    for name, kinds in READ_FOR.items():
+        if kind != "completions" and kind not in kinds and getattr(options, name) != getattr(DataOptions, name):
+            raise InputError(
+                f"{name}={getattr(options, name)} is read for {' and '.join(kinds)} only, and this objective trains on "
+                f"{kind}; leave it out"
+            )
 
 
 def _refuse_one_class(examples: list[Example], source: str | Path, counts: Counter[str]) -> None:

@@ -665,6 +665,23 @@ def test_options_out_of_range_are_refused() -> None:
             DataOptions(**options)
 
 
+@pytest.mark.parametrize(
+    ("option", "kind", "read_for"),
+    [
+        ({"train_on": "all"}, "pairs", "demonstrations"),
+        ({"step_separator": " "}, "pairs", "steps"),
+        ({"ties": "drop"}, "demonstrations", "pairs and labels and ratings"),
+    ],
+)
+def test_an_option_that_the_kind_does_not_read_is_refused(
+    option: dict[str, str], kind: str, read_for: str, tmp_path: Path
+) -> None:
+    [(name, value)] = option.items()
+    with pytest.raises(InputError, match=f"{name}={value} is read for {read_for} only, and .* on {kind}; leave it out"):
+        made(tmp_path, PAIRS, kind, **option)
+    assert len(made(tmp_path, PAIRS, "completions", **option)) == len(PAIRS)
+
+
 def test_the_fingerprint_follows_tokens_and_order(tmp_path: Path) -> None:
     first = made(tmp_path, PAIRS).fingerprint
     assert made(tmp_path, PAIRS).fingerprint == first
