@@ -103,8 +103,8 @@ OVERVIEW_NOTES = (
     "move; `live` is asked about other texts too, so it stays in memory.",
     "extra passes: forward passes over the data per update besides the one that carries the gradient and the cached "
     "reference's.",
-    "strength: the objective's first number, at its default. rate: default peak learning rate for all weights; ten "
-    "times that with an adapter.",
+    "strength: the option that weighs the preference, at its default. rate: default peak learning rate for all "
+    "weights; ten times that with an adapter.",
 )
 
 
@@ -153,9 +153,9 @@ def reference_kind(facts: Any) -> str:
 
 
 def strength(name: str) -> str:
-    """The first numeric option at its default, `-` without one."""
-    numbers = (option for option in objective(name)["options"] if option["type"].startswith("number"))
-    first = next(numbers, None)
+    """The option that says how strongly the preference or the reference pulls, at its default; `-` without one."""
+    found = (option for option in objective(name)["options"] if option["name"] in STRENGTHS)
+    first = next(found, None)
     return f"{first['name']}={first['default']}" if first else "-"
 
 
@@ -163,6 +163,8 @@ def rate(value: float) -> str:
     """A learning rate as people write it: `1e-6`."""
     return re.sub(r"e-0*", "e-", f"{value:g}")
 
+
+STRENGTHS = ("beta", "odds_weight")
 
 HEADINGS = ("name", "data", "reference", "head", "extra passes", "strength", "rate", "what it is, and its source")
 
