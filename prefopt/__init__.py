@@ -12,23 +12,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Looked up on first use: `import prefopt` must not wait for torch.
-LAZY = {
-    "AOT": "prefopt.objectives:AOT",
-    "BCO": "prefopt.objectives:BCO",
-    "CPO": "prefopt.objectives:CPO",
-    "DPO": "prefopt.objectives:DPO",
-    "IPO": "prefopt.objectives:IPO",
-    "KTO": "prefopt.objectives:KTO",
-    "ORPO": "prefopt.objectives:ORPO",
-    "ProcessReward": "prefopt.objectives:ProcessReward",
-    "RewardModel": "prefopt.objectives:RewardModel",
-    "SFT": "prefopt.objectives:SFT",
-    "SimPO": "prefopt.objectives:SimPO",
-    "load_data": "prefopt.data:load",
-    "train": "prefopt.recipes.train:train",
-}
-
 __all__ = [
     "AOT",
     "BCO",
@@ -47,12 +30,17 @@ __all__ = [
 ]
 
 
+# what is not an objective, and where it stands
+ELSEWHERE = {"load_data": "prefopt.data:load", "train": "prefopt.recipes.train:train"}
+
+
 def __getattr__(name: str) -> Any:
-    if name not in LAZY:
+    """Looked up on first use: `import prefopt` must not wait for torch."""
+    if name not in __all__:
         raise AttributeError(f"module 'prefopt' has no attribute {name!r}")
-    module, attribute = LAZY[name].split(":")
+    module, attribute = ELSEWHERE.get(name, f"prefopt.objectives:{name}").split(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *LAZY})
+    return sorted({*globals(), *__all__})

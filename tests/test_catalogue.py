@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import prefopt
 from prefopt import catalogue, cli, config
 from prefopt.metrics import METRICS
 from prefopt.objectives import EVERY
@@ -104,6 +105,17 @@ def test_the_overview_has_a_row_for_each_with_its_facts(capsys: Any) -> None:
         assert row[-1] in flowing(shown)
     facts = dict(zip(catalogue.HEADINGS, next(row for row in rows if row[0] == "dpo"), strict=True))
     assert (facts["data"], facts["reference"], facts["strength"], facts["rate"]) == ("pairs", "yes", "beta=0.1", "1e-6")
+    strengths = {row[0]: row[catalogue.HEADINGS.index("strength")] for row in rows}
+    assert (strengths["orpo"], strengths["reward"], strengths["sft"]) == ("odds_weight=0.1", "-", "-")
+
+
+def test_the_package_offers_every_objective() -> None:
+    for cls in EVERY.values():
+        assert cls.__name__ in prefopt.__all__ and cls.__name__ in prefopt.objectives.__all__
+        assert getattr(prefopt, cls.__name__) is cls
+    assert all(hasattr(prefopt, name) and name in dir(prefopt) for name in prefopt.__all__)
+    with pytest.raises(AttributeError, match="'prefopt' has no attribute 'PPPO'"):
+        prefopt.PPPO  # noqa: B018
 
 
 @every_objective
