@@ -1,19 +1,16 @@
-"""DPO by hand, against its closed form, and against TRL's own trainer."""
+"""DPO by hand: its losses, options and targets, on numbers that a reader can check."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from typing import Any
 
 import pytest
 import torch
-from laws import llama, one_update, word_tokenizer
 
 from prefopt.batch import Batch, Outputs, parts
 from prefopt.loop import Models
-from prefopt.models.policy import Policy
 from prefopt.objectives import DPO
 from prefopt.objectives.facts import extras
 from prefopt.objectives.pairwise import LOSSES, Reference
@@ -280,116 +277,3 @@ def test_options_that_mean_nothing_are_refused(options, message):
 def test_only_the_weighting_by_likelihood_asks_the_model_for_more():
     assert extras(DPO()) == ()
     assert extras(DPO(weighting="wpo")) == ("collision",)
-
-
-# ---------------------------------------------------------------- closed form
-
-# A complete prefix code: every policy over it is three numbers that sum to one, with unequal lengths.
-SEQUENCES = [[0], [1, 0], [1, 1]]
-REWARD = torch.tensor([0.3, 1.0, -0.6], dtype=torch.float64)
-
-
-def table(theta: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Log-probs [K] under the policy whose first token has logits theta[0], and second, after a 1, theta[1]."""
-    logp = theta.log_softmax(-1)  # [2 positions, 2 tokens]
-    depth = [d for row in batch.completions.rows() for d in range(len(row))]
-    return logp[depth, batch.completions.values]
-
-
-def probabilities(theta: torch.Tensor) -> torch.Tensor:
-    """Of the three sequences, [3]."""
-    every = Batch.of([Example([0], SEQUENCES, [0.0] * 3, [[True] * len(s) for s in SEQUENCES])])
-    return every.sum_tokens(table(theta, every)).exp()
-
-
-@pytest.mark.parametrize("beta", [0.25, 1.0, 3.0])
-def test_optimum_on_bradley_terry_labels_is_the_tilted_reference(beta):
-    """pi* = reference x exp(reward / beta) / Z, arXiv:2305.18290 equation 4, on labels drawn with probability
-    sigmoid(difference of rewards), here in the population: every ordered pair weighted by its probability.
-    """
-    start = torch.tensor([[0.4, -0.2], [-0.5, 0.3]], dtype=torch.float64)
-    ref = probabilities(start)
-    models = Models(lambda part: None, lambda part: table(start, part))
-    weighted = []
-    for i in range(3):
-        for j in set(range(3)) - {i}:
-            batch = Batch.of([pair(SEQUENCES[j], SEQUENCES[i], (0.0, 1.0))])
-            targets = DPO(beta).targets(batch, models)
-            weighted.append((ref[i] * ref[j] * torch.sigmoid(REWARD[i] - REWARD[j]), batch, targets))
-    theta = start.clone().requires_grad_()
-    solver = torch.optim.LBFGS(
-        [theta], max_iter=200, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Any:
-        solver.zero_grad()
-        total: Any = sum(w * DPO(beta).loss(b, Outputs(table(theta, b)), t)[0] for w, b, t in weighted)
-        total.backward()
-        return total
-
-    solver.step(closure)
-    tilted = ref * (REWARD / beta).exp()
-    assert torch.allclose(probabilities(theta), tilted / tilted.sum(), rtol=0, atol=1e-7)
-
-
-# ---------------------------------------------------------------- parity
-
-
-@pytest.fixture
-def trl_trainer(tmp_path, monkeypatch):
-    """TRL's own DPO trainer on text rows: its tokenisation, its collator, its loss. policy and reference differ."""
-    trl = pytest.importorskip("trl")
-    from datasets import Dataset
-
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    answers = [("good", "bad bad cat"), ("good red dog here", "no"), ("yes yes", "one two"), ("cat", "dog runs here")]
-    prompts = ["red cat :", "blue dog runs here :", ":", "yes :"]
-    columns = {"prompt": prompts, "chosen": [f" {c}" for c, _ in answers], "rejected": [f" {r}" for _, r in answers]}
-    tokenizer = word_tokenizer()
-    config = trl.DPOConfig(
-        output_dir=str(tmp_path),
-        beta=0.3,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to=[],
-        max_length=None,
-    )
-    models = [llama(seed, vocabulary=len(tokenizer)).eval() for seed in (0, 1)]
-    return trl.DPOTrainer(
-        model=models[0],
-        ref_model=models[1],
-        args=config,
-        train_dataset=Dataset.from_dict(columns),
-        processing_class=tokenizer,
-    )
-
-
-def test_loss_and_gradient_of_every_pair_equal_trl(trl_trainer):
-    """`DPOTrainer.compute_loss` on one row at a time and on all rows, against one update of our loop."""
-    tokenizer, rows = word_tokenizer(), list(trl_trainer.train_dataset)
-    # our models are drawn anew: TRL replaces the forward function of the ones it is given
-    ours, reference = (Policy(llama(seed, vocabulary=len(tokenizer))) for seed in (0, 1))
-    models = Models(ours, lambda batch: reference(batch).logp.detach())
-    examples = [
-        Example(
-            row["prompt_ids"],
-            [row["rejected_ids"], row["chosen_ids"]],
-            [0.0, 1.0],
-            [[True] * len(row["rejected_ids"]), [True] * len(row["chosen_ids"])],
-        )
-        for row in rows
-    ]
-    for chosen_rows, chosen in [
-        *(([row], [example]) for row, example in zip(rows, examples, strict=True)),
-        (rows, examples),
-    ]:
-        trl_trainer.model.zero_grad()
-        inputs = trl_trainer.data_collator(copy.deepcopy(chosen_rows))
-        theirs = trl_trainer.compute_loss(trl_trainer.model, inputs)
-        theirs.backward()
-        gradient = torch.cat([p.grad.flatten() for p in trl_trainer.model.parameters()])
-        found = one_update(DPO(beta=0.3), Batch.of(chosen), models)
-        assert found.metrics["loss"] == pytest.approx(theirs.item(), abs=1e-5)
-        assert abs(theirs.item() - math.log(2)) > 1e-2
-        assert torch.allclose(found.gradient, gradient, rtol=0, atol=1e-5 * max(1.0, float(gradient.abs().max())))

@@ -1,11 +1,11 @@
-"""SFT by hand, against plain cross-entropy, and against TRL's own trainer."""
+"""SFT by hand, and against plain cross-entropy."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import gpt_neox, llama, one_update, rows, word_tokenizer
+from laws import gpt_neox, one_update, rows
 
 from prefopt.batch import Batch, Outputs
 from prefopt.loop import Models
@@ -63,42 +63,3 @@ def test_update_equals_plain_cross_entropy_over_trained_tokens():
     assert found.metrics["loss"] == pytest.approx(loss.item(), rel=1e-12)
     assert found.metrics["nll"] == pytest.approx(loss.item(), rel=1e-12)
     assert torch.allclose(found.gradient, gradient, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize(("loss_type", "weighting"), [("nll", "none"), ("dft", "probability")])
-def test_loss_and_gradient_equal_trl(loss_type, weighting, tmp_path, monkeypatch):
-    """`SFTTrainer.compute_loss` on rows that TRL tokenised and collated itself, completion tokens only."""
-    trl = pytest.importorskip("trl")
-    from datasets import Dataset
-
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    tokenizer = word_tokenizer()
-    prompts = ["red cat :", "blue dog runs here :", "yes :"]
-    columns = {"prompt": prompts, "completion": [" good", " good red dog here", " no no"]}
-    config = trl.SFTConfig(
-        output_dir=str(tmp_path),
-        loss_type=loss_type,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to=[],
-        max_length=None,
-    )
-    trainer = trl.SFTTrainer(
-        model=llama(0, vocabulary=len(tokenizer)),
-        args=config,
-        train_dataset=Dataset.from_dict(columns),
-        processing_class=tokenizer,
-    )
-    given = list(trainer.train_dataset)
-    loss = trainer.compute_loss(trainer.model, trainer.data_collator(given))
-    loss.backward()
-    gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
-    examples = []
-    for row in given:
-        first = next(i for i, label in enumerate(row["labels"]) if label != -100)
-        completion = row["input_ids"][first:]
-        examples.append(Example(row["input_ids"][:first], [completion], [1.0], [[True] * len(completion)]))
-    found = one_update(SFT(weighting), Batch.of(examples), Models(Policy(llama(0, vocabulary=len(tokenizer)))))
-    assert found.metrics["loss"] == pytest.approx(loss.item(), abs=1e-5)
-    assert torch.allclose(found.gradient, gradient, rtol=0, atol=1e-5)
