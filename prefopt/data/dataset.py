@@ -227,7 +227,7 @@ def load(
 
 
 def _refuse_unread(options: DataOptions, kind: Kind) -> None:
-    """InputError, naming the option, where one is changed that `kind` does not read (what is to be scored reads all)."""
+    """InputError, naming the option, where one is changed that `kind` does not read; what is to be scored reads all."""
     for name, kinds in READ_FOR.items():
         if kind != "completions" and kind not in kinds and getattr(options, name) != getattr(DataOptions, name):
             raise InputError(
