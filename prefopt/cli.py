@@ -310,6 +310,7 @@ def run(resolved: dict[str, Any], dry: bool, machine: bool) -> None:
         show_plan(planned, machine)
     elif ranks.is_main():
         say(as_json(summary) if machine else "\n".join(report_lines(summary)))
+    ranks.stop()
 
 
 def report_lines(summary: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ Started by `accelerate launch` (or torchrun), which sets the environment that `s
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any, TypeVar
 
@@ -86,5 +87,8 @@ def barrier() -> None:
 
 
 def stop() -> None:
+    """Leave the other processes, all at once: one that is gone while another still talks to it makes that one abort."""
     if active():
+        gc.collect()  # what holds on to a group (sharded models) would end it at a time of its own
+        dist.barrier()
         dist.destroy_process_group()
