@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
+
+Message = Mapping[str, Any]  # {"role": ..., "content": ...}
 
 
 class InputError(ValueError):
@@ -39,6 +42,59 @@ class Example:
     def num_tokens(self) -> int:
         """Tokens of the prompt once and of every completion."""
         return len(self.prompt) + sum(map(len, self.completions))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A completion that is to be scored.
+
+    prompt, completion: text, or messages where the prompt is messages. tokens: the completion's token ids, empty where
+    they are not known. finished: it ended by itself, not at the length limit. columns: the other columns of the
+    prompt's row (an answer, tests). group: samples of equal group answer the same prompt.
+    """
+
+    prompt: str | Sequence[Message]
+    completion: str | Sequence[Message]
+    tokens: Sequence[int] = ()
+    finished: bool = True
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    group: int = 0
+
+    @property
+    def text(self) -> str:
+        """The completion as one text: the contents of its messages, one after the other."""
+        return text_of(self.completion)
+
+
+class Score(NamedTuple):
+    """value: the reward; None = could not be scored, and then `why` says the reason. Never a made-up number.
+
+    parts: what the value is made of, by name, to be logged; None where a part could not be scored.
+    """
+
+    value: float | None
+    why: str = ""
+    parts: Mapping[str, float | None] = {}
+
+
+class Reward(Protocol):
+    """Scores whole batches, so that code, judges and models can work on many samples at once.
+
+    The result has one score for each sample, in their order. It returns within its deadline, whatever a sample does.
+    """
+
+    name: str
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Score]: ...
+
+    def close(self) -> None:
+        """Let go of processes, connections and files."""
+        ...
+
+
+def text_of(said: str | Sequence[Message]) -> str:
+    """Text, or messages as their contents one after the other."""
+    return said if isinstance(said, str) else "\n".join(str(turn.get("content") or "") for turn in said)
 
 
 def write_json(path: Path, value: Any) -> None:

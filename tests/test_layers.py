@@ -19,10 +19,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # what stands in one row can be read, tested and replaced without the others.
 LAYERS = (
     {"records", "metrics"},  # standard library only
-    {"batch", "ranks"},
+    {"batch", "ranks", "sandbox"},
     {"budget", "optimizer"},
-    {"objectives", "data", "models", "loop"},
+    {"objectives", "data", "models", "loop", "rewards"},
     {"evaluate", "preflight"},
+    {"rollout"},
     {"bench"},
     {"config"},
     {"recipes", "catalogue"},
