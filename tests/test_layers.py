@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # what stands in one row can be read, tested and replaced without the others.
 LAYERS = (
     {"records", "metrics"},  # standard library only
-    {"batch", "ranks", "sandbox"},
+    {"batch", "ranks", "sandbox", "endpoint"},
     {"budget", "optimizer"},
     {"objectives", "data", "models", "loop", "rewards"},
     {"evaluate", "preflight"},
