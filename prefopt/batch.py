@@ -55,6 +55,8 @@ class Batch:
     not scored; rollout_logp [K] log-prob under the sampler in nats, None offline; steps [K] float32, the label of a
     step at its last token (1 right, 0 wrong, or a share) and NaN elsewhere, None where nothing is labelled by steps.
     filler: a copy of another process's prompt, for a process that has none of its own; it must count nothing.
+    targets: the objective's constants of these prompts, where they were computed for more than this update (a whole
+    rollout); None: `Objective.targets` is asked at every update.
     Every prompt has at least one token and one completion; every completion has at least one token.
     """
 
@@ -66,6 +68,7 @@ class Batch:
     rollout_logp: Tensor | None = None
     steps: Tensor | None = None
     filler: bool = False
+    targets: Any = None
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Batch:
@@ -148,6 +151,7 @@ class Batch:
             None if self.rollout_logp is None else self.rollout_logp[k0:k1],
             None if self.steps is None else self.steps[k0:k1],
             self.filler,
+            None if self.targets is None else cut_targets(self, self.targets, start, stop),
         )
 
     def tokens_per_prompt(self, repeat: bool = False) -> list[int]:
@@ -170,6 +174,7 @@ class Batch:
             None if self.rollout_logp is None else self.rollout_logp.to(device),
             None if self.steps is None else self.steps.to(device),
             self.filler,
+            self.targets,
         )
 
 

@@ -455,16 +455,23 @@ def describe(sections: Mapping[str, Section]) -> list[Option]:
 
     The comment is the lines above the field, or the class docstring's `name: ...` entry.
     """
-    rows = []
-    for name, section in sections.items():
-        node, lines = _class_source(*_address(section))
-        for field in node.body:
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                kind = ast.unparse(field.annotation)
-                if not kind.startswith("ClassVar"):
-                    key = field.target.id
-                    comment = _comment_above(lines, field.lineno) or _docstring_entry(node, key)
-                    rows.append(Option(key, name, kind, _default(field.value), comment))
+    return [row for name, section in sections.items() for row in _fields(name, *_address(section)).values()]
+
+
+def _fields(section: str, module: str, name: str) -> dict[str, Option]:
+    """A dataclass's options by name, those of the classes it is made from first, as `dataclasses.fields` has them."""
+    node, lines, module = _class_source(module, name)
+    rows: dict[str, Option] = {}
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id not in ("Protocol", "NamedTuple"):
+            rows |= _fields(section, module, base.id)
+    for field in node.body:
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            kind = ast.unparse(field.annotation)
+            if not kind.startswith("ClassVar"):
+                key = field.target.id
+                comment = _comment_above(lines, field.lineno) or _docstring_entry(node, key)
+                rows[key] = Option(key, section, kind, _default(field.value), comment)
     return rows
 
 
@@ -476,12 +483,12 @@ def _address(section: Section) -> tuple[str, str]:
 
 
 @functools.cache
-def _class_source(module: str, name: str) -> tuple[ast.ClassDef, list[str]]:
-    """A class's syntax tree and its file's lines; a package's re-export (`from prefopt.x import Name`) is followed."""
+def _class_source(module: str, name: str) -> tuple[ast.ClassDef, list[str], str]:
+    """A class's syntax tree, its file's lines and its module; an import (`from prefopt.x import Name`) is followed."""
     text = _source_file(module).read_text(encoding="utf-8")
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ClassDef) and node.name == name:
-            return node, text.splitlines()
+            return node, text.splitlines(), module
         if isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
             package = module if _source_file(module).name == "__init__.py" else module.rpartition(".")[0]
             return _class_source(importlib.util.resolve_name("." * node.level + (node.module or ""), package), name)

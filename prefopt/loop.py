@@ -81,12 +81,13 @@ Listener = Callable[[int, dict[str, float]], None]
 class Models:
     """What objectives see: `policy(batch) -> Outputs` and, where one is needed, `reference(batch) -> [K] nats`.
 
-    budget: of the run, for passes that an objective takes itself.
+    budget: of the run, for passes that an objective takes itself. several: the batch serves more than one update.
     """
 
     policy: Callable[[Batch], Any]
     reference: Callable[[Batch], Tensor] | None = None
     budget: Budget | None = None
+    several: bool = False
 
 
 def budget_for(options: LoopOptions, device: torch.device, together: bool = False, repeat: bool = False) -> Budget:
@@ -115,8 +116,7 @@ def update(
     The loss of every forward pass is a sum and is divided by a total known beforehand, so neither the token budget nor
     the number of processes changes the gradient. None, with nothing updated, when the gradient is not finite.
     """
-    with torch.no_grad():
-        targets = objective.targets(batch, replace(models, budget=budget))
+    targets = targets_of(models, objective, batch, budget)
     total = ranks.all_sum(objective.count(batch).double() * weight)
 
     def passes(tokens: int) -> Sums:
@@ -138,6 +138,14 @@ def update(
         torch.tensor(sum(batch.tokens_per_prompt()) * weight, dtype=torch.float64, device=total.device)
     )
     return {"loss": sums.mean_loss(total), **sums.means(), "grad_norm": norm, "tokens": float(tokens)}
+
+
+def targets_of(models: Models, objective: Any, batch: Batch, budget: Budget) -> Any:
+    """The objective's constants of a batch: those it brings along, or computed now, without gradient."""
+    if batch.targets is not None:
+        return batch.targets
+    with torch.no_grad():
+        return objective.targets(batch, replace(models, budget=budget))
 
 
 @dataclass(frozen=True)
@@ -187,7 +195,7 @@ def evaluate(
     sums, count = Sums(), torch.zeros((), dtype=torch.float64)
     with torch.no_grad():
         for batch, weight in batches:
-            targets = objective.targets(batch, replace(models, budget=budget))
+            targets = targets_of(models, objective, batch, budget)
 
             def passes(tokens: int, batch: Batch = batch, targets: Any = targets, weight: float = weight) -> Sums:
                 part_sums = Sums()
@@ -217,18 +225,22 @@ def train(
     peak: float,
     steps: int,
     budget: Budget,
-    held_out: Callable[[], Iterable[tuple[Batch, float]]] | None = None,
+    evaluation: Callable[[], dict[str, float]] | None = None,
     listeners: Sequence[Listener] = (),
 ) -> None:
-    """Run `steps` updates. InputError after `max_bad_steps` gradients in a row that are not finite."""
+    """Run `steps` updates. InputError after `max_bad_steps` gradients in a row that are not finite.
+
+    source: has `batches(models)`, `steps_per_epoch` and `seen`, metrics of how the last batch came about. evaluation:
+    measures, named eval/..., at the start, every `eval_every` updates and at the end.
+    """
 
     def tell(step: int, metrics: dict[str, float]) -> None:
         for listen in listeners:
             listen(step, metrics)
 
     def measure(step: int) -> None:
-        if held_out is not None:
-            tell(step, evaluate(models, objective, held_out(), budget))
+        if evaluation is not None:
+            tell(step, evaluation())
 
     measure(0)
     bad = 0
@@ -251,7 +263,7 @@ def train(
             continue
         speed = metrics["tokens"] / (time.perf_counter() - began)
         epoch = (step + 1) / source.steps_per_epoch
-        tell(step + 1, {**metrics, "learning_rate": now, "tokens_per_second": speed, "epoch": epoch})
+        tell(step + 1, {**metrics, **source.seen, "learning_rate": now, "tokens_per_second": speed, "epoch": epoch})
         if options.eval_every and (step + 1) % options.eval_every == 0 and step + 1 < steps:
             measure(step + 1)
     measure(steps)

@@ -190,6 +190,33 @@ METRICS: dict[str, Metric] = {
         "nats",
         "starts at 0; often falls slowly",
     ),
+    "ratio": Metric(
+        "probability under the policy over that under the policy which drew the completion: of each token, or of the "
+        "whole completion (gspo, rloo)",
+        "",
+        "1 with one update per rollout; near 1 otherwise",
+    ),
+    "clip_fraction/low": Metric(
+        "share of tokens whose gradient stops because their probability fell far enough",
+        "share",
+        "0 with one update per rollout; below 0.2 otherwise",
+    ),
+    "clip_fraction/high": Metric(
+        "share of tokens whose gradient stops because their probability rose far enough",
+        "share",
+        "0 with one update per rollout; below 0.2 otherwise",
+    ),
+    "kl_reference": Metric(
+        "distance from the reference on the policy's own completions: mean of log p / p_reference of a whole completion",
+        "nats",
+        "rises from 0, then flattens",
+    ),
+    "sampler_gap": Metric(
+        "mean distance of the sampler's log-probs from the trainer's, per token",
+        "nats/token",
+        "below 1e-4 in float32, below 0.01 in 16 bits",
+        "lower",
+    ),
     "grad_norm": Metric("norm of the gradient before clipping", "", "steady, no jumps", more=GRAD_NORM),
     "learning_rate": Metric("step size of this update", "", "follows the schedule"),
     "tokens": Metric("tokens in this step, a shared prompt counted once", "tokens", "steady"),

@@ -101,6 +101,8 @@ SCORES = {
     "labels": [(1.0,), (0.0,)],
     "ratings": [(0.25, 3.0, 1.0), (2.0, 0.5)],
     "steps": [(1.0,), (0.0,)],
+    # rewards of completions that the policy wrote
+    "prompts": [(0.0, 1.0, 0.25), (1.0, 0.0)],
 }
 
 

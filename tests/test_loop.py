@@ -98,7 +98,9 @@ def run(
         peak=peak,
         steps=steps,
         budget=budget or Budget(tokens),
-        held_out=None if held_out is None else lambda: [(Batch.of(held_out), 1.0)],
+        evaluation=None
+        if held_out is None
+        else lambda: evaluate(models, objective, [(Batch.of(held_out), 1.0)], budget or Budget(tokens)),
         listeners=[lambda step, metrics: heard.append((step, metrics))],
     )
     return Run(weights(policy.model), heard)

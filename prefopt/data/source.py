@@ -41,6 +41,7 @@ class Offline:
         self.examples, self.batch_size, self.epochs = examples, batch_size, epochs
         self.seed, self.shuffle, self.rank, self.world = seed, shuffle, rank, world
         self.step, self.least = 0, least
+        self.seen: dict[str, float] = {}
         if not examples:
             raise InputError("no examples to make batches of; give data")
         if min(len(examples), batch_size) < least:

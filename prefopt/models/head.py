@@ -16,16 +16,17 @@ CHUNK_BYTES = 256 * 2**20  # logits held at once; larger chunks make better matr
 
 @dataclass(frozen=True)
 class Head:
-    """A language-model head: logits = softcap(scale * (hidden @ weight.T + bias)).
+    """A language-model head: logits = softcap(scale * (hidden @ weight.T + bias)) / temperature.
 
     weight [V, D], bias [V] or None, scale a number (Cohere multiplies, Granite divides), softcap nats or None (Gemma
-    2).
+    2). temperature: above 0, of the distribution that completions are drawn from.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    temperature: float = 1.0
     chunk_bytes: int = CHUNK_BYTES
 
     def __call__(
@@ -46,9 +47,14 @@ class Head:
     def logits(self, hidden: Tensor) -> Tensor:
         """[C, D] -> [C, V] in the dtype of `hidden`."""
         z = hidden @ self.weight.t() if self.bias is None else torch.addmm(self.bias, hidden, self.weight.t())
-        if self.scale != 1.0:
-            z *= self.scale
-        return z if self.softcap is None else z.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.softcap is not None:
+            return z.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
+        return z if self.slope == 1.0 else z.mul_(self.slope)
+
+    @property
+    def slope(self) -> float:
+        """What a logit gains by a unit of hidden @ weight.T where no soft cap bends it."""
+        return self.scale / self.temperature
 
     def rows_per_chunk(self) -> int:
         return max(1, self.chunk_bytes // (self.weight.shape[0] * self.weight.element_size()))
@@ -114,13 +120,13 @@ class _ChunkedLogp(torch.autograd.Function):
             cut = slice(start, start + ctx.rows)
             h, g = hidden[cut], grad_logp[cut][:, None]  # [C, D], [C, 1]
             if kept is not None:
-                pull, row = kept, -g * head.scale
+                pull, row = kept, -g * head.slope
             elif grad_entropy is None and head.softcap is None:
-                pull, row = _pull(torch.softmax(head.logits(h), -1), token[cut]), -g * head.scale
+                pull, row = _pull(torch.softmax(head.logits(h), -1), token[cut]), -g * head.slope
             else:
                 ge = None if grad_entropy is None else grad_entropy[cut]
                 pull = _logit_gradient(head, h, token[cut], grad_logp[cut], ge)
-                row = torch.full_like(g, head.scale)
+                row = torch.full_like(g, head.slope)
             if grad_hidden is not None:
                 grad_hidden[cut] = (row * (pull @ weight)).to(h.dtype)
             if grad_weight is not None:
@@ -182,5 +188,5 @@ def _logit_gradient(head: Head, h: Tensor, y: Tensor, g: Tensor, ge: Tensor | No
         mean = (p * logp).sum(-1, keepdim=True)  # minus the entropy
         pull -= ge[:, None] * p * (logp - mean)
     if head.softcap is not None:
-        pull *= 1 - (z / head.softcap).square()
+        pull *= 1 - (z * (head.temperature / head.softcap)).square()
     return pull.to(h.dtype)

@@ -50,7 +50,8 @@ class Policy:
 
     layout: "tree" packs prompts once without padding, "padded" is an ordinary right-padded batch; `choose` decides
     by a probe. entropy, collision: compute `Outputs.entropy`, `Outputs.collision` too. Gradients flow unless under
-    no_grad. The model's own weights are used as they are.
+    no_grad. The model's own weights are used as they are. temperature: log-probs are those of the distribution that
+    completions are drawn from, softmax(logits / temperature).
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class Policy:
         entropy: bool = False,
         collision: bool = False,
         value: ValueHead | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.model, self.layout, self.value = model, layout, value
-        self.entropy, self.collision = entropy, collision
+        self.entropy, self.collision, self.temperature = entropy, collision, temperature
         self.inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.backbone = self.inner.base_model
         self.plain_attention = _plain_name(self.inner)
@@ -98,7 +100,7 @@ class Policy:
         scale = getattr(config, "logit_scale", None) or 1.0
         divide = getattr(config, "logits_scaling", None) or 1.0
         cap = getattr(config, "final_logit_softcapping", None)
-        return Head(linear.weight, getattr(linear, "bias", None), scale / divide, cap)
+        return Head(linear.weight, getattr(linear, "bias", None), scale / divide, cap, self.temperature)
 
     def _inputs(self, batch: Batch, layout: Layout) -> tuple[dict[str, Any], Tensor, Tensor]:
         if layout == "tree":
@@ -121,7 +123,7 @@ class Policy:
         if self.value is not None:
             raise RuntimeError("a value head needs a model whose backbone and head can be told apart")
         inputs, before, _ = self._inputs(batch, layout)
-        logits = self.inner(**inputs, use_cache=False).logits.flatten(0, 1)[before]  # [K, V]
+        logits = self.inner(**inputs, use_cache=False).logits.flatten(0, 1)[before] / self.temperature  # [K, V]
         wide = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
         entropy = -(wide.exp() * wide).sum(-1) if self.entropy else None
         collision = torch.logsumexp(2 * wide.detach(), -1) if self.collision else None

@@ -74,7 +74,7 @@ class Copied:
     def of(cls, policy: Policy, budget: Budget) -> Copied:
         """A deep copy of the policy as it is now."""
         model = copy.deepcopy(policy.model).requires_grad_(False)
-        frozen = Policy(model, policy.layout)
+        frozen = Policy(model, policy.layout, temperature=policy.temperature)
         frozen.plain_attention, frozen.fused_head = policy.plain_attention, policy.fused_head
         return cls(frozen, budget)
 

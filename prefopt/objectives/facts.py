@@ -21,13 +21,14 @@ class Facts:
     model. head: what is trained, a language model, a score of a whole completion ("completion") or of its steps
     ("steps"). reference: needs log-probs of a frozen policy. live: asks the reference about texts that are in no row: a
     cache cannot serve. forwards: passes over the data per update besides the one that carries the gradient, not
-    counting a cached reference. least: fewest prompts an update can be computed from.
+    counting a cached reference. least: fewest prompts an update can be computed from. least_completions: of each prompt,
+    where the policy writes them (data: prompts; its scores are rewards, NaN where one could not be given).
     healthy, failures: for users, in words: what good metrics look like; how it goes wrong and what to change.
     """
 
     name: str
     title: str
-    data: Literal["demonstrations", "pairs", "labels", "ratings", "steps"]
+    data: Literal["demonstrations", "pairs", "labels", "ratings", "steps", "prompts"]
     source: str
     learning_rate: float
     head: Literal["language", "completion", "steps"] = "language"
@@ -35,6 +36,7 @@ class Facts:
     live: bool = False
     forwards: int = 0
     least: int = 1
+    least_completions: int = 1
     healthy: str = ""
     failures: str = ""
 
@@ -46,7 +48,8 @@ class Nothing(NamedTuple):
 class Models(Protocol):
     """What an objective may ask for when it computes its targets; always under no_grad.
 
-    One attribute may be left out: `budget`, the run's token budget per forward pass.
+    Two attributes may be left out: `budget`, the run's token budget per forward pass, and `several`, whether the batch
+    serves more than one update, so that the policy will have moved away from what drew it.
     """
 
     def policy(self, batch: Batch) -> Outputs: ...
@@ -59,8 +62,8 @@ class Models(Protocol):
 class Objective(Protocol):
     """A training objective: a frozen dataclass whose fields are its options.
 
-    Two attributes may be left out: `extras`, the optional `Outputs` it reads ("entropy", "collision"), and `settled`,
-    see there.
+    Attributes may be left out: `extras`, the optional `Outputs` it reads ("entropy", "collision"), `settled` and
+    `fitted`, see there.
     """
 
     facts: ClassVar[Facts]
@@ -89,6 +92,20 @@ def extras(objective: Any) -> tuple[str, ...]:
     """The optional fields of `Outputs` that the objective reads."""
     named: tuple[str, ...] = getattr(objective, "extras", ())
     return named
+
+
+def fitted(objective: Any, max_tokens: int, num_completions: int) -> Any:
+    """The objective with options that follow from how completions are drawn filled in, by its own method `fitted`.
+
+    max_tokens: the longest completion. num_completions: of each prompt.
+    """
+    return objective.fitted(max_tokens, num_completions) if hasattr(objective, "fitted") else objective
+
+
+def needs_reference(objective: Any) -> bool:
+    """Whether this run reads a reference: an online objective with a beta of 0 does not."""
+    facts: Facts = objective.facts
+    return facts.reference and (facts.data != "prompts" or bool(getattr(objective, "beta", 1.0)))
 
 
 def check_ranges(options: Any, *names: str, above_zero: tuple[str, ...] = ()) -> None:

@@ -18,7 +18,7 @@ from prefopt.batch import Batch
 from prefopt.budget import Budget
 from prefopt.data import DataOptions, Dataset, load, split, template_text
 from prefopt.data.source import Offline, steps_per_epoch
-from prefopt.loop import Listener, LoopOptions, Models, budget_for
+from prefopt.loop import Listener, LoopOptions, Models, budget_for, evaluate
 from prefopt.loop import train as run_loop
 from prefopt.metrics import METRICS
 from prefopt.models.adapters import LoraOptions, adapt, is_adapted
@@ -221,7 +221,9 @@ def _updates(
         peak=peak,
         steps=plan.steps,
         budget=budget,
-        held_out=None if held_out is None else lambda: _held_out(held_out, loop.batch_size, least),
+        evaluation=None
+        if held_out is None
+        else lambda: evaluate(models, plan.objective, _held_out(held_out, loop.batch_size, least), budget),
         listeners=listeners,
     )
 
