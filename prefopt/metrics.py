@@ -207,7 +207,7 @@ METRICS: dict[str, Metric] = {
         "0 with one update per rollout; below 0.2 otherwise",
     ),
     "kl_reference": Metric(
-        "distance from the reference on the policy's own completions: mean of log p / p_reference of a whole completion",
+        "distance from the reference on the policy's own completions: mean log p / p_reference of a whole completion",
         "nats",
         "rises from 0, then flattens",
     ),

@@ -21,8 +21,8 @@ class Facts:
     model. head: what is trained, a language model, a score of a whole completion ("completion") or of its steps
     ("steps"). reference: needs log-probs of a frozen policy. live: asks the reference about texts that are in no row: a
     cache cannot serve. forwards: passes over the data per update besides the one that carries the gradient, not
-    counting a cached reference. least: fewest prompts an update can be computed from. least_completions: of each prompt,
-    where the policy writes them (data: prompts; its scores are rewards, NaN where one could not be given).
+    counting a cached reference. least: fewest prompts an update can be computed from. least_completions: fewest of each
+    prompt, where the policy writes them (data: prompts; their scores are rewards, NaN where one could not be given).
     healthy, failures: for users, in words: what good metrics look like; how it goes wrong and what to change.
     """
 
