@@ -23,6 +23,7 @@ class Facts:
     cache cannot serve. forwards: passes over the data per update besides the one that carries the gradient, not
     counting a cached reference. least: fewest prompts an update can be computed from. least_completions: fewest of each
     prompt, where the policy writes them (data: prompts; their scores are rewards, NaN where one could not be given).
+    critic: reads `Outputs.value`, what a critic expects before each token, and trains the critic along with the policy.
     healthy, failures: for users, in words: what good metrics look like; how it goes wrong and what to change.
     """
 
@@ -37,6 +38,7 @@ class Facts:
     forwards: int = 0
     least: int = 1
     least_completions: int = 1
+    critic: bool = False
     healthy: str = ""
     failures: str = ""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prefopt import ranks
-from prefopt.batch import Batch
+from prefopt.batch import Batch, Outputs
 from prefopt.budget import Budget
 from prefopt.objectives.facts import Models
 
@@ -19,16 +19,23 @@ PASS_TOKENS = 2048  # in one forward pass, where nobody says how many
 
 
 def policy_logp(batch: Batch, models: Models) -> Tensor:
-    """Log-probs of the completion tokens under the policy as it is now, without gradient, [K] nats.
+    """Log-probs of the completion tokens under the policy as it is now, without gradient, [K] nats."""
+    return policy_outputs(batch, models).logp
+
+
+def policy_outputs(batch: Batch, models: Models) -> Outputs:
+    """What the policy says of a batch as it is now, without gradient: log-probs, and values where it has a critic.
 
     In passes of the run's token budget, which halves itself when memory runs out.
     """
     budget: Budget = getattr(models, "budget", None) or Budget(PASS_TOKENS, together=True)
 
-    def passes(tokens: int) -> Tensor:
+    def passes(tokens: int) -> Outputs:
         with torch.no_grad():
-            scored = [(models.policy(part).logp, counts) for part, _, counts in budget.passes(batch, (), tokens)]
-        return torch.cat([logp for logp, counts in scored if counts])
+            scored = [(models.policy(part), counts) for part, _, counts in budget.passes(batch, (), tokens)]
+        outs = [out for out, counts in scored if counts]
+        values = [out.value for out in outs if out.value is not None]
+        return Outputs(torch.cat([out.logp for out in outs]), value=torch.cat(values) if values else None)
 
     return budget.run(passes, smallest=budget.smallest(batch))
 
