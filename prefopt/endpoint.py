@@ -96,10 +96,10 @@ class Endpoint:
             future.cancel()
             return [None] * len(tasks)
 
-    def ask(self, path: str, body: Any = None, seconds: float | None = None) -> Reply:
+    def ask(self, path: str, body: Any = None, seconds: float | None = None, retries: int | None = None) -> Reply:
         """One request and its answer: a POST of `body` as JSON, or a GET where there is none."""
         seconds = self.patience.call if seconds is None else seconds
-        [reply] = self.gather([lambda: self.send(path, body, seconds)], seconds)
+        [reply] = self.gather([lambda: self.send(path, body, seconds, retries)], seconds)
         return reply or Reply(None, f"no answer within {seconds:g} s")
 
     def close(self) -> None:
@@ -109,17 +109,20 @@ class Endpoint:
 
     # -- within the thread
 
-    async def send(self, path: str, body: Any = None, seconds: float | None = None) -> Reply:
+    async def send(
+        self, path: str, body: Any = None, seconds: float | None = None, retries: int | None = None
+    ) -> Reply:
         """As `ask`, for tasks of `gather`. The time for a call starts when its turn has come."""
         assert self._gate is not None
         seconds = self.patience.call if seconds is None else min(seconds, self.patience.call)
+        retries = self.patience.retries if retries is None else retries
         async with self._gate:
             self.counts["requests"] += 1
             until = time.monotonic() + seconds
-            for attempt in range(self.patience.retries + 1):
+            for attempt in range(retries + 1):
                 reply, wait = await self._try(path, body, until)
                 pause = None if wait is None else max(wait, self._pause(attempt))
-                if pause is None or attempt == self.patience.retries or time.monotonic() + pause >= until:
+                if pause is None or attempt == retries or time.monotonic() + pause >= until:
                     break
                 self.counts["retries"] += 1
                 await asyncio.sleep(pause)
@@ -220,7 +223,8 @@ class Endpoint:
         if self._client is None:
             limits = httpx.Limits(max_connections=self.patience.concurrency, max_keepalive_connections=None)
             # no timeouts of its own: those are per read, so that a drip of bytes would never end
-            self._client = httpx.AsyncClient(timeout=None, limits=limits, trust_env=not self._local)
+            secure = self.url.startswith("https")  # loading certificates takes longer than a local answer
+            self._client = httpx.AsyncClient(timeout=None, limits=limits, trust_env=not self._local, verify=secure)
         return self._client
 
     def _running(self) -> asyncio.AbstractEventLoop:
