@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from prefopt import config
-from prefopt.metrics import METRICS
+from prefopt.metrics import METRICS, find
 from prefopt.records import InputError
 
 DATA = {
@@ -357,11 +357,12 @@ def metric(name: str) -> dict[str, Any]:
     """Everything there is to say of a metric, `eval/NAME` too. InputError, with the nearest, if there is none."""
     held_out = name.startswith("eval/")
     plain = name.removeprefix("eval/")
-    if plain not in METRICS:
+    try:
+        return {"name": name, **asdict(find(name)), "held_out": held_out}
+    except KeyError:
         near = nearest_metric(plain)
-        hint = f"did you mean {near}?" if near else "`prefopt explain` lists them all"
-        raise InputError(f"metric: {name!r} is not one; {hint}")
-    return {"name": name, **asdict(METRICS[plain]), "held_out": held_out}
+    hint = f"did you mean {near}?" if near else "`prefopt explain` lists them all"
+    raise InputError(f"metric: {name!r} is not one; {hint}")
 
 
 def metric_data(name: str | None) -> dict[str, Any]:

@@ -116,6 +116,23 @@ the policy leaves the reference: raise `beta` or lower `learning_rate`. No value
 grows with the length of answers; compare runs on the same data. The true distance takes samples: \
 `prefopt.evaluate.kl.sequence_kl`."""
 
+REWARD = """\
+The number that is maximised, so it is the last to say whether the task is done: a reward can be fooled. Read samples \
+(completions.jsonl), and `eval/reward` on held-out prompts with its interval in summary.json.
+
+It jumps between updates because each sees other prompts: look at tens of updates. Of a mixture it is the weighted sum, \
+and `reward/NAME` its parts. A completion that could not be scored is in none of these means (`unscored`). It is what \
+the reward gave: a penalty for completions that were cut (`unfinished`) and the pull to the reference are not in it."""
+
+STALL = """\
+A group in which no completion is rewarded has no better and no worse one, so its advantage is 0. With a chance p of \
+success and G completions of a prompt that happens with (1 - p)^G: at p = 0.01 and 8 completions, 92 % of the groups.
+
+When it stays above 0.9 over `stall_window` rollouts and the reward does not rise, the run says that it has stalled, \
+with the largest p that the completions seen so far allow (after n without a success, 3 / n at 95 %), and summary.json \
+keeps it under `stalled`. What helps: easier prompts mixed in (`easier_data`), a model that solves some to start from, \
+a larger `num_completions`, partial credit. At truly zero success only the first two do."""
+
 METRICS: dict[str, Metric] = {
     "loss": Metric("the objective, averaged over its items in the step", "nats", "falls, then flattens", "lower", LOSS),
     "nll": Metric(
@@ -211,12 +228,88 @@ METRICS: dict[str, Metric] = {
         "nats",
         "rises from 0, then flattens",
     ),
+    "kl_old": Metric(
+        "distance of the policy from what drew the completions: mean of r - 1 - log r, r the ratio of a token",
+        "nats/token",
+        "0 at the first update of a rollout; below 0.02 at its last",
+    ),
+    "policy/loss": Metric(
+        "the clipped part of PPO's loss, mean over tokens", "reward", "near 0; its size says nothing", "neither"
+    ),
+    "value/loss": Metric(
+        "half the squared error of the critic's values, no less than with value_clip, mean over tokens",
+        "reward^2",
+        "falls, then follows the reward",
+        "lower",
+    ),
+    "value/returns": Metric(
+        "what the critic should have said: advantage before whitening plus its value, mean over tokens",
+        "reward",
+        "rises with the reward",
+    ),
+    "value/explained_variance": Metric(
+        "share of the variance of the rewards to come that the critic foresaw, before it was trained on them",
+        "share",
+        "climbs above 0 within tens of updates; 1 is all, below 0 worse than a constant",
+        "higher",
+    ),
+    "value/clip_fraction": Metric(
+        "share of tokens whose value's gradient stops because it moved far enough",
+        "share",
+        "0 with one update per rollout; below 0.3 otherwise",
+    ),
+    "ties": Metric(
+        "share of prompts without a best and a worst completion: equal rewards, or only one was scored",
+        "share",
+        "low; near 1 nothing is learnt",
+        "lower",
+    ),
+    "entropy": Metric(
+        "of the distribution that each token is drawn from, mean over tokens", "nats/token", "falls slowly"
+    ),
     "sampler_gap": Metric(
         "mean distance of the sampler's log-probs from the trainer's, per token",
         "nats/token",
         "below 1e-4 in float32, below 0.01 in 16 bits",
         "lower",
     ),
+    "reward": Metric(
+        "what completions are worth, mean over those that have a score",
+        "reward",
+        "rises over tens of updates, unevenly",
+        "higher",
+        REWARD,
+    ),
+    "reward_std": Metric(
+        "standard deviation of the rewards of a rollout", "reward", "above 0; falls when all is solved"
+    ),
+    "unscored": Metric(
+        "share of completions without a score: abstained, failed, or past the deadline", "share", "0", "lower"
+    ),
+    "zero_variance/solved": Metric(
+        "share of groups whose task rewards are all the same and high: nothing is left to learn there",
+        "share",
+        "rises as prompts are learnt",
+    ),
+    "zero_variance/failed": Metric(
+        "share of groups whose task rewards are all the same and low: nothing can be learnt there yet",
+        "share",
+        "falls; above 0.9 with a flat reward is a stall",
+        "lower",
+        STALL,
+    ),
+    "effective_groups": Metric(
+        "groups of a rollout whose rewards differ, so that something is learnt from them",
+        "groups",
+        "most of the prompts of a rollout",
+        "higher",
+    ),
+    "completion_length": Metric("tokens of a completion, its end token included, mean", "tokens", "steady"),
+    "finished": Metric(
+        "share of completions that ended by themselves, not at max_tokens", "share", "above 0.9; rises", "higher"
+    ),
+    "seconds/sampling": Metric("drawing the completions of a rollout", "s", "steady", "lower"),
+    "seconds/scoring": Metric("waiting for the reward of a rollout", "s", "below sampling", "lower"),
     "grad_norm": Metric("norm of the gradient before clipping", "", "steady, no jumps", more=GRAD_NORM),
     "learning_rate": Metric("step size of this update", "", "follows the schedule"),
     "tokens": Metric("tokens in this step, a shared prompt counted once", "tokens", "steady"),
@@ -227,8 +320,25 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def known(name: str) -> str:
-    """`name`, or an error if it (less an `eval/` in front) is not in the registry."""
-    if name.removeprefix("eval/") not in METRICS:
+PART = Metric(
+    "part of the reward, mean over the completions that have it", "reward", "that of the task rises", "higher"
+)
+
+
+def find(name: str) -> Metric:
+    """The definition of a metric; KeyError if it is not in the registry.
+
+    `eval/NAME` is NAME on held-out rows, and `reward/NAME` the part of a reward that the user calls NAME.
+    """
+    plain = name.removeprefix("eval/")
+    if plain.startswith("reward/"):
+        return PART
+    if plain not in METRICS:
         raise KeyError(f"metric {name!r} is not registered in prefopt/metrics.py; add its definition there first")
+    return METRICS[plain]
+
+
+def known(name: str) -> str:
+    """`name`, or an error if `find` has no definition of it."""
+    find(name)
     return name
