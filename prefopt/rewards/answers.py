@@ -1,4 +1,4 @@
-"""Where an answer stands in a text. Every search is linear, and looks no further than it must: a text may be of any size."""
+"""Where an answer stands in a text. Every search is linear: a completion may be of any size and hold anything."""
 
 from __future__ import annotations
 

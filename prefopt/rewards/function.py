@@ -8,7 +8,7 @@ import os
 import pickle
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -84,7 +84,8 @@ class FunctionReward:
     def __call__(self, samples: Sequence[Sample]) -> list[Score]:
         until = time.monotonic() + self.limits.seconds
         scores: list[Score | None] = [None] * len(samples)
-        self.extra, metrics = {}, {}
+        self.extra = {}
+        metrics: dict[str, list[float]] = {}
         queue = deque(self._jobs(samples))
         for job, outcome in self._pool.run(queue, until):
             if isinstance(outcome, Given):

@@ -7,7 +7,7 @@ system, which some of them can keep busy for hours.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from prefopt.records import text_of
@@ -16,12 +16,10 @@ from prefopt.rewards.channel import Reasoned
 
 # words after a number that change it, so that they are no unit
 SCALES = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "quarter", "third", "percent"}
-DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
-FRACTION = r"\\[dt]?frac\{\d+\}\{\d+\}|\\[dt]?frac\d\d"
-PLAIN = re.compile(
-    rf"[-+]?\s?(?:{DIGITS}|{DIGITS}\s?/\s?\d+|(?:\d+\s?)?(?:{FRACTION})|\d+\s\d+/\d+|(?:{DIGITS})\s?\\times\s?10\^(?:\d|\{{-?\d+\}}))"
-    r"(?:\s?\\?%)?"
-)
+DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)"
+FRACTION = r"(?:\\[dt]?frac\{\d+\}\{\d+\}|\\[dt]?frac\d\d)"
+POWER = r"\\times\s?10\^(?:\d|\{-?\d{1,3}\})"
+PLAIN = re.compile(rf"[-+]?\s?(?:{DIGITS}(?:\s?/\s?\d+|\s?{POWER})?|(?:\d+\s?)?{FRACTION}|\d+\s\d+/\d+)(?:\s?\\?%)?")
 UNIT = re.compile(r"(?<=[\d%}])\s?((?:[A-Za-z]+\s?){1,4})(?:\^\{?[23]\}?)?$")
 NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z, ]+\))?")
 
@@ -75,51 +73,41 @@ def compare(given: str, right: str, expressions: bool = False) -> Reasoned:
         given = value.strip()
     if is_number(right) and not expressions and not is_number(given):
         return Reasoned(0.0, "not one number")
-    return _verified(without_unit(given) if is_number(given) else given, without_unit(right) if is_number(right) else right)
+    return _verified(*(without_unit(text) if is_number(text) else text for text in (given, right)))
 
 
 def _verified(given: str, right: str) -> Reasoned:
-    """math-verify's word on it, without its own time limits: those need signals, and a process that is killed does not."""
-    expected = _parsed(right)
-    if not expected:
-        return Reasoned(None, f"the right answer cannot be read as mathematics: {right[:80]!r}")
-    try:
-        found = _parsed(given)
-    except Exception as error:
-        return Reasoned(0.0, f"not readable as mathematics ({type(error).__name__})")
-    if not found:
-        return Reasoned(0.0, "not readable as mathematics")
+    """math-verify's word on it, without its time limits: they are signals, which some of its work does not heed."""
     from math_verify import verify
 
+    expected, found = _parsed(right), _parsed(given)
+    if not expected:
+        return Reasoned(None, f"the right answer cannot be read as mathematics: {right[:80]!r}")
+    if not found:
+        return Reasoned(0.0, "not readable as mathematics")
     equal = verify(expected, found, timeout_seconds=None, raise_on_error=True)
     return Reasoned(float(equal), "")
 
 
 def _parsed(text: str) -> list[Any]:
+    """math-verify's reading of an answer; empty where it has none."""
     from math_verify import LatexExtractionConfig, parse
 
-    extraction = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
-    return parse(  # type: ignore[no-any-return]
-        "\\boxed{" + text + "}",
-        extraction,
-        extraction_mode="first_match",
-        parsing_timeout=None,
-        raise_on_error=True,
-    )
+    places = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
+    found: list[Any] = parse("\\boxed{" + text + "}", places, extraction_mode="first_match", parsing_timeout=None)
+    return found
 
 
 def tidy(text: str) -> str:
-    r"""Without what says nothing of the value: `$`, currencies, `\left`, thin spaces, `\text{...}`, a last full stop."""
+    r"""Without what says nothing of the value: `$`, currencies, `\left`, thin spaces, `\text{}`, a last full stop."""
     text = text.strip().rstrip(".").strip()
     if text.startswith("\\(") and text.endswith("\\)"):
         text = text[2:-2]
     text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}", r" \1", text)
-    text = re.sub(r"\\(?:left|right|!|,|;|:|quad|displaystyle)(?![A-Za-z])|\\\$|[$€£¥]|\{,\}(?=\d{3})", _kept, text)
+    text = re.sub(r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3})", "", text)  # 1{,}080 and 1\,080 are 1080
+    text = re.sub(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\!|\\\$|[$€£¥]", "", text)
+    text = re.sub(r"\\[,;:]|\\quad(?![A-Za-z])", " ", text)
     return re.sub(r"\s+", " ", text).strip()
-
-
-def _kept(match: re.Match[str]) -> str:
-    return "," if match[0] == "{,}" else " " if match[0] in ("\\quad", "\\,", "\\;", "\\:") else ""
 
 
 def is_number(text: str) -> bool:
@@ -132,5 +120,3 @@ def without_unit(text: str) -> str:
     if not match or {word.lower().rstrip("s") for word in match[1].split()} & SCALES:
         return text
     return text[: match.start()].strip()
-
-

@@ -325,5 +325,3 @@ def _end_all(workers: list[Worker], owner: int) -> None:
     # a fork of the trainer that exits must not take the trainer's processes along
     while workers and os.getpid() == owner:
         workers.pop().end()
-
-

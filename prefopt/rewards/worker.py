@@ -101,6 +101,7 @@ def send(connection: socket.socket, own: int, job: int, reply: Mapping[str, Any]
 
 def load(what: tuple[str, ...] | bytes) -> Callable[..., Any]:
     """The function: a pickle, or ("file", path, name). InputError's kin are told as any error is, with a traceback."""
+    function: Any
     if isinstance(what, bytes):
         function = pickle.loads(what)
     else:
@@ -109,7 +110,7 @@ def load(what: tuple[str, ...] | bytes) -> Callable[..., Any]:
     if not callable(function):
         raise TypeError(f"{short(function)} is not a function")
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _module(path: Path) -> Any:

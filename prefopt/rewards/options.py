@@ -1,0 +1,216 @@
+"""What a run is rewarded for, as options, and the one place that builds it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from prefopt.records import InputError, Reward
+from prefopt.rewards import format as form
+from prefopt.rewards import ifeval, length
+from prefopt.rewards import math as mathematics
+from prefopt.rewards.answers import Place
+from prefopt.rewards.exact import Ignored, exact
+from prefopt.rewards.function import FunctionReward, Limits
+from prefopt.rewards.mixture import Mixture
+
+Spec = str | Reward | Callable[..., Any]
+Factory = Callable[[], Reward]
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """What completions are rewarded for."""
+
+    # names (math, exact, format, ifeval, code, judge, length, overlong, repetition), functions of yours as
+    # file.py:function, or directories of reward models; several are added up
+    reward: str | list[str] = field(default_factory=list)
+    # a factor for each reward, in their order; None: 1 for all
+    reward_weights: list[float] | None = None
+    # seconds that a reward may take for a batch: what is not scored by then is left out, and its process killed
+    reward_deadline: float = 60.0
+    # seconds that math, format and ifeval may take for one completion
+    sample_deadline: float = 5.0
+    # processes for each reward; None: one for a function of yours, one per core, at most four, for math and the like
+    reward_workers: int | None = None
+    # smallest part of a batch that your function may see alone: sample; group where it compares a prompt's completions
+    reward_unit: Literal["sample", "group"] = "sample"
+    # GiB of memory for each process; None: half of the machine's
+    reward_memory: float | None = None
+    # share of a batch that may stay without a score for failures before the run stops; 1 never stops it
+    reward_failures: float = 0.5
+    # a reward that abstains (None from a function): skip leaves it out of the sum, drop leaves the completion out
+    reward_abstain: Literal["skip", "drop"] = "skip"
+    # column with the right answer, a text or a list of them; None: answer, solution, ground_truth or target
+    answer_column: str | None = None
+    # text that the answer must follow, such as </think>; None: it may stand anywhere
+    answer_after: str | None = None
+    # where math looks for the answer, the first that is there: boxed (the last \boxed{}), hashes (after ####), line (a
+    # last line "Answer: ..."), number (the last one), all (the whole completion)
+    math_answer: list[Place] = field(default_factory=lambda: ["boxed"])
+    # whether math counts what is still to be worked out, 16+2 for 18; a policy may learn to copy the sum
+    math_expressions: bool = False
+    # where exact looks for the answer; the places of math_answer
+    exact_answer: list[Place] = field(default_factory=lambda: ["all"])
+    # what exact does not compare: case, space, punctuation, articles
+    exact_ignore: list[Ignored] = field(default_factory=lambda: ["space"])
+    # tags that make up a completion for format, in their order
+    format_tags: list[str] = field(default_factory=lambda: ["think", "answer"])
+    # regular expression that a whole completion must match for format, in place of tags; . matches line ends
+    format_pattern: str | None = None
+    # 1 only where all of a row's instructions are followed, or the share of them
+    ifeval_score: Literal["all", "share"] = "all"
+    # tokens that length asks for
+    length_target: int | None = None
+    # tokens from which overlong is -1, usually max_tokens, and over how many before that it falls from 0
+    overlong_tokens: int | None = None
+    # tokens over which the penalty of overlong grows from 0 to -1
+    overlong_cache: int | None = None
+    # tokens in a run that repetition counts
+    repetition_ngram: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("reward_deadline", "sample_deadline"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 seconds, got {getattr(self, name)}")
+        if not 0 <= self.reward_failures <= 1:
+            raise ValueError(f"reward_failures must be from 0 to 1, got {self.reward_failures}")
+        if self.reward_memory is not None and not self.reward_memory > 0:
+            raise ValueError(f"reward_memory must be above 0 GiB, got {self.reward_memory}")
+        for name in ("reward_workers", "length_target", "overlong_tokens", "overlong_cache", "repetition_ngram"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if (self.overlong_cache or 0) > (self.overlong_tokens or math.inf):
+            raise ValueError(
+                f"overlong_cache={self.overlong_cache} is more than overlong_tokens={self.overlong_tokens}"
+            )
+        if self.reward_weights is not None and not all(map(math.isfinite, self.reward_weights)):
+            raise ValueError(f"reward_weights must be numbers, got {self.reward_weights}")
+
+    @property
+    def names(self) -> list[str]:
+        return [self.reward] if isinstance(self.reward, str) else self.reward
+
+    def limits(self, workers: int, alone: bool = False) -> Limits:
+        """For a reward in processes of its own. alone: it scores each sample by itself, in a time of its own."""
+        return Limits(
+            seconds=self.reward_deadline,
+            sample_seconds=min(self.sample_deadline, self.reward_deadline) if alone else None,
+            workers=self.reward_workers or workers,
+            memory=int((self.reward_memory or _half_of_memory()) * (1 << 30)),
+            unit="sample" if alone else self.reward_unit,
+        )
+
+
+def _half_of_memory() -> float:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 31)
+
+
+def build(
+    options: RewardOptions, rewards: Sequence[Spec] = (), factories: Mapping[str, Factory] | None = None
+) -> Mixture:
+    """The reward that the options name, then what `rewards` gives: names, functions with TRL's signature, or objects
+    that are rewards already.
+
+    factories: names that only the caller can build, such as judge and the directories of reward models.
+    InputError on a name that is none, with the nearest, and on an option that a reward needs.
+    """
+    specs = [*options.names, *rewards]
+    if not specs:
+        raise InputError(
+            f"reward: none is named; choose from {', '.join([*BUILT_IN, *(factories or {})])}, file.py:function"
+        )
+    made: list[Reward] = []
+    try:
+        for spec in specs:
+            made.append(_build(spec, options, factories or {}))
+        return Mixture(made, options.reward_weights, options.reward_abstain, options.reward_failures)
+    except ValueError as error:
+        for reward in made:
+            reward.close()
+        raise error if isinstance(error, InputError) else InputError(str(error)) from None
+
+
+def _build(spec: Spec, options: RewardOptions, factories: Mapping[str, Factory]) -> Reward:
+    if not isinstance(spec, str):
+        if all(hasattr(spec, part) for part in ("name", "close", "__call__")):
+            return spec  # type: ignore[return-value]
+        return FunctionReward(spec, options.limits(workers=1))
+    if spec in factories:
+        return factories[spec]()
+    if spec in BUILT_IN:
+        return BUILT_IN[spec](options)
+    file, colon, name = spec.rpartition(":")
+    if colon and file.endswith(".py") and name.isidentifier():
+        return FunctionReward(spec, options.limits(workers=1))
+    known = [*BUILT_IN, *factories]
+    near = difflib.get_close_matches(spec, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}, or a function as file.py:function"
+    raise InputError(f"reward: {spec!r} is not one; {hint}")
+
+
+def _checked(function: Callable[..., Any], name: str, options: RewardOptions, **given: Any) -> FunctionReward:
+    """One of prefopt's own checks, in processes that are killed where a completion keeps it busy."""
+    limits = options.limits(workers=min(4, os.cpu_count() or 1), alone=True)
+    return FunctionReward(partial(function, **given), limits, name)
+
+
+def _math(options: RewardOptions) -> Reward:
+    return _checked(
+        mathematics.grade,
+        "math",
+        options,
+        answer_column=options.answer_column,
+        math_answer=options.math_answer,
+        answer_after=options.answer_after,
+        math_expressions=options.math_expressions,
+    )
+
+
+def _exact(options: RewardOptions) -> Reward:
+    return exact(options.answer_column, options.exact_answer, options.answer_after, options.exact_ignore)
+
+
+def _format(options: RewardOptions) -> Reward:
+    if options.format_pattern is None:
+        return form.tags(options.format_tags)
+    return _checked(form.match, "format", options, pattern=form.compiled(options.format_pattern))
+
+
+def _ifeval(options: RewardOptions) -> Reward:
+    return _checked(ifeval.follow, "ifeval", options, ifeval_score=options.ifeval_score)
+
+
+def _length(options: RewardOptions) -> Reward:
+    return length.length(_needed(options, "length", "length_target"))
+
+
+def _overlong(options: RewardOptions) -> Reward:
+    return length.overlong(*(_needed(options, "overlong", name) for name in ("overlong_tokens", "overlong_cache")))
+
+
+def _repetition(options: RewardOptions) -> Reward:
+    return length.repetition(options.repetition_ngram)
+
+
+def _needed(options: RewardOptions, reward: str, name: str) -> int:
+    value: int | None = getattr(options, name)
+    if value is None:
+        raise InputError(f"reward {reward}: {name} is missing; set it, in tokens")
+    return value
+
+
+BUILT_IN: Mapping[str, Callable[[RewardOptions], Reward]] = {
+    "math": _math,
+    "exact": _exact,
+    "format": _format,
+    "ifeval": _ifeval,
+    "length": _length,
+    "overlong": _overlong,
+    "repetition": _repetition,
+}
