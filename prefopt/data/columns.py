@@ -43,7 +43,7 @@ class Record:
     labelled by steps: the steps and their labels.
     asides: per completion, character spans of a text that the policy did not write (a Human turn of a transcript).
     tools, template: what the chat template is given besides the messages. extra: the row's other columns, and the
-    scores that a pair came with.
+    scores that a pair came with; all its columns where prompts alone were asked for.
     """
 
     where: str

@@ -190,12 +190,18 @@ def _balance(examples: Sequence[Example]) -> tuple[int, int]:
 
 
 def load(
-    source: str | Path, tokenizer: Any, kind: Kind, options: DataOptions = DataOptions(), held_out: bool = False
+    source: str | Path,
+    tokenizer: Any,
+    kind: Kind,
+    options: DataOptions = DataOptions(),
+    held_out: bool = False,
+    answer_tokens: int = 0,
 ) -> Dataset:
     """Read, understand and tokenise `source` for an objective whose `facts.data` is `kind`.
 
     kind "completions": every whole answer as it is, compared with none, to be scored; the result says what it holds.
-    held_out: to evaluate on, so that labels may be of one class.
+    held_out: to evaluate on, so that labels may be of one class. answer_tokens: what a prompt must leave of max_length
+    for an answer that is yet to be written.
     InputError, as `file:line: what was found; what to do`, at the first bad row (unless `skip_bad`), where the data
     cannot serve as `kind`, where an option is given that such data does not read, where labels to train on are of one
     class, or where nothing is left.
@@ -204,7 +210,7 @@ def load(
     separator = options.step_separator.replace(r"\n", "\n")
     encoder = Encoder(tokenizer, options.chat_template, options.train_on, step_separator=separator)
     counts: Counter[str] = Counter()
-    reader = Reader(chat=encoder.has_template)
+    reader = Reader(chat=encoder.has_template, whole=kind == "prompts")
     records = list(_records(source, reader, kind, options, counts))
     shape = reader.shape
     if shape is None:
@@ -214,7 +220,7 @@ def load(
         raise InputError(
             f"{source}: the rows are conversations ({reader.how}), and the tokenizer has no chat template; {todo}"
         )
-    examples, rows, truncated = _encode(records, encoder, kind, options, counts)
+    examples, rows, truncated = _encode(records, encoder, kind, options, counts, answer_tokens)
     if not examples:
         raise InputError(f"{source}: every row was dropped ({_counts(counts)}); see max_length and the data")
     if kind == "labels" and not held_out:
@@ -337,7 +343,12 @@ def _nearest(name: str, known: Any) -> str:
 
 
 def _encode(
-    records: list[Record], encoder: Encoder, kind: Kind, options: DataOptions, counts: Counter[str]
+    records: list[Record],
+    encoder: Encoder,
+    kind: Kind,
+    options: DataOptions,
+    counts: Counter[str],
+    answer_tokens: int = 0,
 ) -> tuple[list[Example], list[Record], int]:
     """Tokenised rows that fit, and how many completions were cut."""
     examples, rows, truncated = [], [], 0
@@ -349,7 +360,7 @@ def _encode(
                     _refuse(example, options, counts)
                     continue
                 try:
-                    fitted, cut = fit(example, options)
+                    fitted, cut = fit(example, options, answer_tokens)
                     if kind != "completions":
                         _refuse_equal(fitted, bool(cut))
                 except Dropped as why:
@@ -386,13 +397,17 @@ def _progress(total: int) -> Iterator[Any]:
         yield lambda count: bar.advance(task, count)
 
 
-def fit(example: Example, options: DataOptions) -> tuple[Example, int]:
-    """The example within max_length, and how many completions were cut. Dropped, with the reason, if it cannot be."""
+def fit(example: Example, options: DataOptions, answer_tokens: int = 0) -> tuple[Example, int]:
+    """The example within max_length, and how many completions were cut. Dropped, with the reason, if it cannot be.
+
+    answer_tokens: what the prompt must leave for an answer that is yet to be written.
+    """
     limit, room = options.max_length, None
     if limit is not None:
         room = limit - len(example.prompt)
-        if room < min(1, len(example.completions)):
-            raise Dropped(f"prompt leaves no room in max_length {limit}")
+        if room < max(answer_tokens, min(1, len(example.completions))):
+            wanted = f"less than {answer_tokens} tokens" if answer_tokens > 1 else "no room"
+            raise Dropped(f"prompt leaves {wanted} in max_length {limit}")
     cut = 0
     if room is not None and any(len(tokens) > room for tokens in example.completions):
         if options.overlong == "drop":

@@ -340,11 +340,12 @@ def form(value: Any) -> str:
 class Reader:
     """Turns rows into records; the first row decides the shape, and every later one must have it.
 
+    whole: a record's `extra` holds all columns of its row, as what scores new answers to a prompt may read any of them.
     notes: completions left out of rows that are kept, by reason.
     """
 
-    def __init__(self, chat: bool) -> None:
-        self.chat = chat
+    def __init__(self, chat: bool, whole: bool = False) -> None:
+        self.chat, self.whole = chat, whole
         self.shape: Shape | None = None
         self.first = ""
         self.forms: dict[str, str] = {}
@@ -374,7 +375,7 @@ class Reader:
             _check_unicode(record)
         before, after = (sum(len(record.completions) for record in part) for part in (records, kept))
         self.notes["completions left out of a rated row, as empty"] += before - after
-        taken = _columns(shape) - {*_SCORED}
+        taken = set() if self.whole else _columns(shape) - {*_SCORED}
         extra = {name: value for name, value in row.values.items() if name not in taken}
         return [replace(record, extra=extra) for record in kept]
 
