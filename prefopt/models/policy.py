@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prefopt.batch import Batch, Outputs
@@ -39,8 +40,10 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor, before: Tensor, at: Tensor) -> Tensor:
-        """hidden [T, D] -> [K] float32."""
-        return self.linear(hidden[before if self.at == "before" else at])[:, 0].float()
+        """hidden [T, D] -> [K] float32 or wider."""
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        weight, bias = self.linear.weight.to(wide), self.linear.bias.to(wide)
+        return F.linear(hidden[before if self.at == "before" else at].to(wide), weight, bias)[:, 0]
 
 
 class Policy:
