@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -164,7 +164,7 @@ class Expected:
         return torch.autograd.grad(logp, logits, credit * chance)[0]
 
 
-def true_gradient(language: Language, logits: Tensor, value: Tensor, drawn: Tensor | None = None) -> Tensor:
+def true_gradient(language: Language, logits: Tensor, value: Tensor) -> Tensor:
     """Of the expectation of value [R], [X, V]."""
     logits = logits.detach().requires_grad_()
     return torch.autograd.grad((language.logp(logits).exp() * value).sum(), logits)[0]
@@ -189,5 +189,7 @@ def cosine(left: Tensor, right: Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(left.flatten(), right.flatten(), 0))
 
 
-def with_score(batch: Batch, score: Tensor) -> Batch:
-    return replace(batch, score=score)
+def to_go(batch: Batch, x: Tensor) -> Tensor:
+    """Sum over a completion's tokens from each token to its end, [K] -> [K]."""
+    rows = x.split(batch.completions.lengths.tolist())
+    return torch.cat([row.flip(0).cumsum(0).flip(0) for row in rows])

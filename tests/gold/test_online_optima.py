@@ -6,6 +6,7 @@ Responses are of one token, so that a token's KL is the response's. Rewards are 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +15,15 @@ from tabular import draws, kl, logit, sigmoid, tilted
 from torch import Tensor
 
 from prefopt.objectives import GRPO, RLOO
-from prefopt.objectives.advantages import GROUP_EPS, centred
-from prefopt.objectives.policy_gradient import KL, SEQUENCE_SUM, Method, PolicyGradient, clipped
+from prefopt.objectives.advantages import centred
+from prefopt.objectives.policy_gradient import SEQUENCE_SUM, Method, PolicyGradient, clipped
 
 RESPONSES = 4
 WORDS = Language(RESPONSES)
 REFERENCE, REWARD = draws(1, RESPONSES, seed=1), draws(RESPONSES, seed=2)
 
 
-def mean_only(beta: float, kl: KL) -> PolicyGradient:
+def mean_only(beta: float, kl: Any) -> PolicyGradient:
     """Rewards less the mean of the group, not divided by their spread."""
     return Composed(beta=beta, kl=kl, parts=Method(centred, clipped(0.2, 0.2), SEQUENCE_SUM))
 
@@ -43,7 +44,7 @@ def test_with_kl_in_the_reward_the_optimum_is_the_tilted_reference(method: str, 
 
 
 @pytest.mark.parametrize("kind", ["reward", "k2"])
-def test_kl_as_half_the_square_in_the_loss_has_the_same_optimum_up_to_the_share_of_the_baseline(kind: KL) -> None:
+def test_kl_as_half_the_square_in_the_loss_has_the_same_optimum_up_to_the_share_of_the_baseline(kind: str) -> None:
     """A completion is part of its own baseline: a group of G gives (G - 1) / G of the reward's gradient, and all of the
     loss term's, so that k2 pulls as G / (G - 1) beta does.
     """
@@ -80,7 +81,7 @@ COUNTS = [400, 150, 250, 200]  # an endless group, in which each response is as 
 
 def spread(reward: Tensor, share: Tensor, size: int) -> Tensor:
     """What GRPO divides by: the standard deviation with Bessel's correction, and a little, []."""
-    return (share @ (reward - share @ reward) ** 2 * size / (size - 1)).sqrt() + GROUP_EPS
+    return (share @ (reward - share @ reward) ** 2 * size / (size - 1)).sqrt() + 1e-4
 
 
 @pytest.mark.parametrize("divided", [False, True])
