@@ -29,6 +29,7 @@ KILL, ALLOW, ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 SYSTEM_CALL, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT = 0, 4, 16, 24
 CLONE, CLONE3, IOCTL, FCNTL, PRCTL, TGKILL, PRLIMIT64 = 56, 435, 16, 72, 157, 234, 302
+OWN = 0xFEEDFACE  # stands for the process's own id in a filter, which is built once for all processes
 NEWEST = 449  # system calls from here on are not known here
 CLONE_THREAD = 0x10000
 PUSH_INPUT = 0x5412  # types into a terminal
@@ -179,8 +180,9 @@ def _except(call: int, argument: int, values: tuple[int, ...]) -> list[bytes]:
     return [_step(EQUAL, call, 0, len(refused) + 2), _step(LOAD, argument), *refused, _step(RETURN, ALLOW)]
 
 
-def seccomp_program(own: int) -> bytes:
-    """The filter of a process whose id is `own`: threads but no processes, signals to itself only, and none of REFUSED.
+def seccomp_program() -> bytes:
+    """The filter of a process whose id is put in place of OWN: threads but no processes, signals to itself only, and
+    none of REFUSED.
 
     Another architecture and x32, whose numbers mean other calls, kill the process.
     """
@@ -196,7 +198,7 @@ def seccomp_program(own: int) -> bytes:
         _step(AT_LEAST, NEWEST, 0, 1),
         _step(RETURN, ERRNO | NOT_IMPLEMENTED),
         *_only(CLONE, FIRST_ARGUMENT, ANY_BIT, CLONE_THREAD),
-        *_only(TGKILL, FIRST_ARGUMENT, EQUAL, own),
+        *_only(TGKILL, FIRST_ARGUMENT, EQUAL, OWN),
         *_only(PRLIMIT64, FIRST_ARGUMENT, EQUAL, 0),
         *_except(IOCTL, SECOND_ARGUMENT, (PUSH_INPUT, *SOCKET_OWNERS)),
         *_except(FCNTL, SECOND_ARGUMENT, OWNERS),
@@ -208,8 +210,9 @@ def seccomp_program(own: int) -> bytes:
 
 
 def seccomp(program: bytes) -> None:
-    """Hold this process and its threads to a filter, for good."""
+    """Hold this process and its threads to a filter of `seccomp_program`, for good."""
     process_control(NO_NEW_PRIVILEGES, 1)
+    program = program.replace(struct.pack("I", OWN), struct.pack("I", os.getpid()))
     steps = ctypes.create_string_buffer(program)
     filter_ = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(steps)))
     if libc.prctl(SECCOMP, ctypes.c_ulong(FILTER), ctypes.c_void_p(ctypes.addressof(filter_)), 0, 0) != 0:

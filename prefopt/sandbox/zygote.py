@@ -39,6 +39,7 @@ class Zygote:
     def __init__(self, control: socket.socket, settings: dict[str, Any]) -> None:
         self.control, self.settings, self.own = control, settings, os.getpid()
         self.children: dict[int, tuple[int, int]] = {}
+        self.filter = confine.seccomp_program()
         self.rules = confine.landlock_rules(*readable(settings)) if settings["confined"] else -1
 
     def serve(self) -> None:
@@ -127,7 +128,7 @@ class Zygote:
         if self.rules >= 0:
             confine.landlock(RULES)
             os.close(RULES)
-            confine.seccomp(confine.seccomp_program(os.getpid()))
+            confine.seccomp(self.filter)
 
 
 def readable(settings: dict[str, Any]) -> tuple[list[str], list[str]]:
