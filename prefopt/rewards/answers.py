@@ -48,7 +48,7 @@ def line(text: str) -> str | None:
     """What follows `Answer:`, `A:` or `The answer is` in the last line that starts so, less a full stop at its end."""
     for found in reversed(text[-TAIL:].splitlines()):
         if match := LINE.match(found.strip()):
-            return match[1].strip().strip("*").rstrip(".").strip()
+            return match[1].lstrip("* \t").rstrip("*. \t")
     return None
 
 

@@ -19,6 +19,24 @@ from prefopt.rewards.exact import Ignored, exact
 from prefopt.rewards.function import FunctionReward, Limits
 from prefopt.rewards.mixture import Mixture
 
+# option -> the rewards that read it; the others are read by every reward
+READ_BY: Mapping[str, tuple[str, ...]] = {
+    "sample_deadline": ("math", "format", "ifeval"),
+    "answer_column": ("math", "exact"),
+    "answer_after": ("math", "exact"),
+    "math_answer": ("math",),
+    "math_expressions": ("math",),
+    "exact_answer": ("exact",),
+    "exact_ignore": ("exact",),
+    "format_tags": ("format",),
+    "format_pattern": ("format",),
+    "ifeval_score": ("ifeval",),
+    "length_target": ("length",),
+    "overlong_tokens": ("overlong",),
+    "overlong_cache": ("overlong",),
+    "repetition_ngram": ("repetition",),
+}
+
 Spec = str | Reward | Callable[..., Any]
 Factory = Callable[[], Reward]
 
@@ -125,6 +143,7 @@ def build(
         raise InputError(
             f"reward: none is named; choose from {', '.join([*BUILT_IN, *(factories or {})])}, file.py:function"
         )
+    _refuse_unread(options, [spec for spec in specs if isinstance(spec, str)])
     made: list[Reward] = []
     try:
         for spec in specs:
@@ -134,6 +153,14 @@ def build(
         for reward in made:
             reward.close()
         raise error if isinstance(error, InputError) else InputError(str(error)) from None
+
+
+def _refuse_unread(options: RewardOptions, names: Sequence[str]) -> None:
+    """InputError, naming the option, where one is set that none of the rewards reads."""
+    usual = RewardOptions()
+    for option, readers in READ_BY.items():
+        if getattr(options, option) != getattr(usual, option) and not set(readers) & set(names):
+            raise InputError(f"{option} is read with reward={' or '.join(readers)} only; leave it out")
 
 
 def _build(spec: Spec, options: RewardOptions, factories: Mapping[str, Factory]) -> Reward:
