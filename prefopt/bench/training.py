@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import GPTNeoXForSequenceClassification, GPTNeoXForTokenClassification
 
 from prefopt.bench.measures import Measure, measure
+from prefopt.bench.online import Rollouts
 from prefopt.bench.space import exact_logp, exact_values
 from prefopt.bench.worlds import World
 from prefopt.budget import Budget
@@ -22,7 +23,7 @@ from prefopt.loop import Listener, LoopOptions, Models, train
 from prefopt.models.heads import HeadKind, fresh
 from prefopt.models.policy import Policy
 from prefopt.models.reference import Copied
-from prefopt.objectives.facts import extras, settled
+from prefopt.objectives.facts import extras, fitted, settled
 from prefopt.optimizer import Updater
 from prefopt.records import Example
 
@@ -48,6 +49,12 @@ class Training:
     reference_sync_steps: int | None = None
     # share of the policy in a reference that moves
     reference_mixup: float = 0.6
+    # online: completions of each of the 16 prompts in a rollout; more give a better baseline and cost more
+    completions: int = 8
+    # online: passes over a rollout; more use each completion more often, further from the policy that drew it
+    updates: int = 1
+    # online: parts that each pass is cut into, every part an update
+    minibatches: int = 1
 
 
 DEFAULT = Training()
@@ -65,10 +72,18 @@ class Run:
         return self.points[-1][1]
 
 
-def run(world: World, objective: Any, examples: Sequence[Example], training: Training = DEFAULT) -> Run:
-    """Train a copy of the reference on rows of this world.
+def run(
+    world: World,
+    objective: Any,
+    examples: Sequence[Example] | None = None,
+    training: Training = DEFAULT,
+    reward: Tensor | None = None,
+) -> Run:
+    """Train a copy of the reference on rows of this world or, online, on its own completions and their true rewards.
 
-    The result is the same for the same arguments, and so is that of more threads but for rounding.
+    examples: None for objectives that learn from completions of their own. reward [P, C]: of those; None: the true one.
+    The result is the same for the same
+    arguments, and so is that of more threads but for rounding.
     """
     wanted: Any = dict.fromkeys(extras(objective), True)
     policy = Policy(world.policy_model(), "padded", **wanted)
@@ -82,8 +97,20 @@ def run(world: World, objective: Any, examples: Sequence[Example], training: Tra
         if step % training.every == 0 or step == training.steps:
             points.append((step, measure(world, exact_logp(policy.model, world.space))))
 
-    _train(Models(policy, reference), objective, examples, training, listen)
+    if objective.facts.data == "prompts":
+        objective, source = _online(world, objective, training, reward)
+    else:
+        objective, source = _offline(objective, examples or [], training)
+    _train(Models(policy, reference), objective, source, training, listen)
     return Run(policy.model, points)
+
+
+def learn_scorer(world: World, objective: Any, examples: Sequence[Example], training: Training = DEFAULT) -> Any:
+    """A reward model that starts from the reference with a new head."""
+    model = _scorer(world, objective.facts.head, training.seed)
+    objective, source = _offline(objective, examples, training)
+    _train(Models(Policy(model, "padded")), objective, source, training, lambda step, metrics: None)
+    return model
 
 
 def learn_reward(world: World, objective: Any, examples: Sequence[Example], training: Training = DEFAULT) -> Tensor:
@@ -92,23 +119,28 @@ def learn_reward(world: World, objective: Any, examples: Sequence[Example], trai
     The policy that any amount of reinforcement learning on it could at best come to is `tilted(reference, reward, b)`.
     Of a process reward model: the log of the probability that all steps are right.
     """
-    model = _scorer(world, objective.facts.head, training.seed)
-    _train(Models(Policy(model, "padded")), objective, examples, training, lambda step, metrics: None)
+    model = learn_scorer(world, objective, examples, training)
     value = exact_values(model, world.space)  # [P, C, L]
     if objective.facts.head == "steps":
         return (F.logsigmoid(value) * world.space.real).sum(2)
     return value[:, torch.arange(len(world.space.tokens)), world.space.lengths - 1]
 
 
-def _train(models: Any, objective: Any, examples: Sequence[Example], training: Training, listen: Listener) -> None:
-    objective = settled(objective, examples)
-    source = Offline(
-        examples,
-        training.batch_size,
-        epochs=math.ceil(training.steps * training.batch_size / len(examples)) + 1,
-        seed=training.seed,
-        least=objective.facts.least,
-    )
+def _online(world: World, objective: Any, training: Training, reward: Tensor | None) -> tuple[Any, Any]:
+    """The objective with what follows from the world filled in, and its source."""
+    objective = fitted(objective, world.space.tokens.shape[1], training.completions)
+    cut = {"updates": training.updates, "minibatches": training.minibatches}
+    return objective, Rollouts(world, objective, training.completions, seed=training.seed, reward=reward, **cut)
+
+
+def _offline(objective: Any, examples: Sequence[Example], training: Training) -> tuple[Any, Any]:
+    """The objective with what follows from the rows filled in, and its source."""
+    objective, size = settled(objective, examples), training.batch_size
+    epochs = math.ceil(training.steps * size / len(examples)) + 1
+    return objective, Offline(examples, size, epochs=epochs, seed=training.seed, least=objective.facts.least)
+
+
+def _train(models: Any, objective: Any, source: Any, training: Training, listen: Listener) -> None:
     train(
         models,
         objective,

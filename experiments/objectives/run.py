@@ -1,7 +1,8 @@
-"""Every offline objective in the same small worlds, 8 seeds each, measured exactly.
+"""Every objective in the same small worlds, 8 seeds each, measured exactly.
 
-    python experiments/offline/run.py --tune    # once: choose each method's strength on other seeds
-    python experiments/offline/run.py           # the table: results.json and results.md
+    python experiments/objectives/run.py --tune            # once: choose each offline method's strength on other seeds
+    python experiments/objectives/run.py                   # offline.json and offline.md
+    python experiments/objectives/run.py --group online    # online.json and online.md
 
 A world (docs/bench.md) has a reference policy, a true reward and every completion's probability, so what a method
 gains, how far it goes for it, and how much that distance could have bought are exact. Runs are kept in --out and not
@@ -45,7 +46,8 @@ STEPS, TUNING_STEPS, EVERY_STEPS = 400, 200, 20
 ROWS = {"pairs": 30_000, "ratings": 15_000, "labels": 60_000, "demonstrations": 30_000, "steps": 30_000}
 BATCH = {"pairs": 64, "ratings": 32, "labels": 128, "demonstrations": 128, "steps": 128}
 # peak step size by family
-RATES = {"reference": 1e-3, "free": 3e-4, "supervised": 1e-3, "reward": 1e-3}
+RATES = {"reference": 1e-3, "free": 3e-4, "supervised": 1e-3, "reward": 1e-3, "online": 1e-3}
+COMPLETIONS = 8  # online: of each of the 16 prompts, so 128 in a rollout
 
 BETAS = (0.15, 0.5, 1.5)
 
@@ -55,7 +57,8 @@ class Method:
     """objective: name in `EVERY`; options: of it; strength: the one option that is chosen, from `grid`.
 
     A reward model's strength is the price of a nat at which its best policy is read. sync: updates after which the
-    reference moves (TR-DPO).
+    reference moves (TR-DPO). minibatches: updates of each rollout. learnt: the reward is not the true one but that of
+    a reward model trained on the pairs of the same world, and a critic starts from it.
     """
 
     objective: str
@@ -64,13 +67,20 @@ class Method:
     strength: str = "beta"
     grid: tuple[float | None, ...] = BETAS
     sync: int | None = None
+    minibatches: int = 1
+    learnt: bool = False
+
+
+def online(objective: str, minibatches: int = 1, learnt: bool = False, **options: Any) -> Method:
+    """At the price that the table is about: where the log-ratio is taken off the reward, beta is the price of a nat."""
+    return Method(objective, "online", options, grid=(PRICE,), minibatches=minibatches, learnt=learnt)
 
 
 def dpo(grid: tuple[float | None, ...] = BETAS, sync: int | None = None, **options: Any) -> Method:
     return Method("dpo", "reference", options, grid=grid, sync=sync)
 
 
-METHODS: dict[str, Method] = {
+OFFLINE: dict[str, Method] = {
     "sft": Method("sft", "supervised", strength="", grid=(None,)),
     "sft dft": Method("sft", "supervised", {"weighting": "probability"}, strength="", grid=(None,)),
     "dpo": dpo(),
@@ -104,6 +114,30 @@ METHODS: dict[str, Method] = {
     "prm": Method("prm", "reward", strength="", grid=(0.2, 0.4, 0.8)),
 }
 
+ONLINE: dict[str, Method] = {
+    "rloo": online("rloo"),
+    "grpo": online("grpo"),
+    "grpo k3 in the loss (as in the paper)": online("grpo", kl="k3"),
+    "grpo, 4 updates of a rollout": online("grpo", minibatches=4),
+    "dr_grpo": online("dr_grpo"),
+    "dapo": online("dapo"),
+    "gspo": online("gspo"),
+    "gspo, 4 updates of a rollout": online("gspo", minibatches=4),
+    "cispo": online("cispo"),
+    "cispo, 4 updates of a rollout": online("cispo", minibatches=4),
+    "bnpo": online("bnpo"),
+    "reinforce_pp": online("reinforce_pp"),
+    "lite_ppo": online("lite_ppo"),
+    "sapo": online("sapo"),
+    "maxrl": online("maxrl"),
+    "online_dpo": online("online_dpo"),
+    "ppo": online("ppo"),
+    "ppo on a learnt reward, critic from it": online("ppo", learnt=True),
+}
+
+METHODS: dict[str, Method] = OFFLINE | ONLINE
+GROUPS = {"offline": OFFLINE, "online": ONLINE}
+
 
 def objective_of(method: Method, strength: float | None) -> Any:
     """The objective of a method at a strength. LookupError, in words, if it or an option of it does not exist."""
@@ -136,12 +170,15 @@ class Task:
         """What the result depends on; a kept result with others is not used."""
         method = METHODS[self.name]
         shared = {"rate": RATES[method.family], "rows": ROWS, "batch": BATCH, "price": PRICE}
+        shared |= {"completions": COMPLETIONS} if method.family == "online" else {}
         return {**asdict(self), **asdict(method), **shared, "every": EVERY_STEPS}
 
 
 @functools.lru_cache(maxsize=6)
 def rows(shape: str, seed: int) -> list[Example]:
-    """The training rows of a world, the same for every method."""
+    """The training rows of a world, the same for every method; none where the policy writes its own."""
+    if shape == "prompts":
+        return []
     make: dict[str, Callable[..., list[Example]]] = {
         "pairs": bench.pairs,
         "ratings": bench.ratings,
@@ -159,11 +196,13 @@ def perform(task: Task) -> dict[str, Any]:
     shape = objective.facts.data
     training = bench.Training(
         steps=task.steps,
-        batch_size=BATCH[shape],
+        batch_size=BATCH.get(shape, 1),
         learning_rate=RATES[method.family],
         seed=task.seed,
         every=EVERY_STEPS,
         reference_sync_steps=method.sync,
+        completions=COMPLETIONS,
+        minibatches=method.minibatches,
     )
     began = time.process_time()
     if objective.facts.head == "language":
@@ -348,18 +387,18 @@ def report(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/offline"), help="folder of finished runs")
-    parser.add_argument(
-        "--results", type=Path, default=HERE / "results.json", help="JSON file; the table goes beside it"
-    )
+    parser.add_argument("--group", choices=GROUPS, default="offline", help="which objectives")
+    parser.add_argument("--out", type=Path, default=Path("runs/objectives"), help="folder of finished runs")
+    parser.add_argument("--results", type=Path, help="JSON file, GROUP.json; the table goes beside it")
     parser.add_argument("--strengths", type=Path, default=HERE / "strengths.json", help="what --tune chose")
     parser.add_argument("--tune", action="store_true", help="choose the strengths, on seeds of their own")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--steps", type=int, default=None, help=f"updates of a run: {STEPS}, to tune {TUNING_STEPS}")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help="of the group; all of it")
     given = parser.parse_args()
-    names, missing = usable(given.methods)
+    names, missing = usable(given.methods or GROUPS[given.group])
+    results = given.results or HERE / f"{given.group}.json"
     for name, why in missing.items():
         print(f"left out: {name}: {why}", file=sys.stderr)
     before = json.loads(given.strengths.read_text(encoding="utf-8")) if given.strengths.exists() else {}
@@ -371,8 +410,8 @@ def main() -> None:
     found, failed = run_all(tasks, given.out, given.jobs)
     missing |= {f"{task.name} seed {task.seed}": why for task, why in failed.items()}
     made = report(found, strengths, missing)
-    write_json(given.results, made)
-    given.results.with_suffix(".md").write_text(table(made["methods"], strengths) + "\n", encoding="utf-8")
+    write_json(results, made)
+    results.with_suffix(".md").write_text(table(made["methods"], strengths) + "\n", encoding="utf-8")
     print(table(made["methods"], strengths))
     below = [name for name, own in made["methods"].items() if not (own["gain"]["low"] or own["gain"]["value"]) > 0]
     print("gain above 0 in every method" if not below else f"gain not above 0: {', '.join(below)}")

@@ -1,4 +1,4 @@
-"""experiments/offline on a small scale: what it keeps, leaves out and writes."""
+"""experiments/objectives on a small scale: what it keeps, leaves out and writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from prefopt import bench
 from prefopt.objectives import EVERY
 
-SCRIPT = Path(__file__).resolve().parents[2] / "experiments/offline/run.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "experiments/objectives/run.py"
 
 
 @pytest.fixture
