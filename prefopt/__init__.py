@@ -7,7 +7,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefopt.data import load as load_data
-    from prefopt.objectives import AOT, BCO, CPO, DPO, IPO, KTO, ORPO, SFT, ProcessReward, RewardModel, SimPO
+    from prefopt.objectives import (
+        AOT,
+        BCO,
+        BNPO,
+        CISPO,
+        CPO,
+        DAPO,
+        DPO,
+        GRPO,
+        GSPO,
+        IPO,
+        KTO,
+        ORPO,
+        RLOO,
+        SAPO,
+        SFT,
+        DrGRPO,
+        LitePPO,
+        MaxRL,
+        ProcessReward,
+        ReinforcePP,
+        RewardModel,
+        SimPO,
+    )
     from prefopt.recipes.train import train
 
 __version__ = "0.1.0"
@@ -15,13 +38,24 @@ __version__ = "0.1.0"
 __all__ = [
     "AOT",
     "BCO",
+    "BNPO",
+    "CISPO",
     "CPO",
+    "DAPO",
     "DPO",
+    "GRPO",
+    "GSPO",
     "IPO",
     "KTO",
     "ORPO",
+    "RLOO",
+    "SAPO",
     "SFT",
+    "DrGRPO",
+    "LitePPO",
+    "MaxRL",
     "ProcessReward",
+    "ReinforcePP",
     "RewardModel",
     "SimPO",
     "__version__",

@@ -24,6 +24,7 @@ DATA = {
     "labels": "a prompt and one answer, marked good or bad",
     "ratings": "a prompt with two or more answers, each with a score",
     "steps": "a prompt and a solution whose steps are each marked right or wrong",
+    "prompts": "a prompt alone; the policy writes answers, and a reward scores them",
 }
 
 HEADS = {
@@ -92,9 +93,25 @@ CHOICES = (
     ),
     Choice(
         "prompts, and a program that checks answers",
-        (),
-        "Online training on the checked reward (GRPO and its kin) fits best; it is not part of this version. Until "
-        "then sample answers (`prefopt sample`), check them, and train on right against wrong as pairs or as labels.",
+        ("grpo", "dr_grpo", "dapo", "lite_ppo"),
+        "Several answers of the model are compared with each other. `grpo` is the best known; `dr_grpo` divides by "
+        "neither length nor spread, `dapo` lets every token weigh the same, `lite_ppo` scales by the whole rollout.",
+    ),
+    Choice(
+        "prompts, and a reward that a model or a person's taste gives",
+        ("rloo", "reinforce_pp"),
+        "The reference's pull is part of the reward, so that the policy stays where the reward can be trusted; "
+        "`reinforce_pp` also learns from one answer per prompt.",
+    ),
+    Choice(
+        "prompts, a reward, and several updates per rollout",
+        ("gspo", "cispo", "sapo"),
+        "They differ from `grpo` in what they do with a policy that has moved since it wrote the answers.",
+    ),
+    Choice(
+        "prompts that are rarely solved, and answers that are right or wrong",
+        ("maxrl", "bnpo"),
+        "They weigh prompts by how rarely they are solved: towards the likelihood of success, or by a fitted spread.",
     ),
 )
 

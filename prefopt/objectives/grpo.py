@@ -6,26 +6,21 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from prefopt.objectives.advantages import normalised
-from prefopt.objectives.facts import Facts, check_ranges
-from prefopt.objectives.policy_gradient import SEQUENCE_MEAN, Method, PolicyGradient, clipped
+from prefopt.objectives.facts import Facts
+from prefopt.objectives.policy_gradient import SEQUENCE_MEAN, Clipped, Method, clipped
 
 
 @dataclass(frozen=True)
-class GRPO(PolicyGradient):
+class GRPO(Clipped):
     """-1/N sum over completions 1/|y| sum over tokens min(r A, clip(r, 1 - clip_low, 1 + clip_high) A).
 
         A  =  (R - mean of the group's R) / standard deviation of the group's R
         r  =  p(token) / p_old(token), p_old the policy that drew the completion
-        R  =  reward, less beta x log p(y | x) / p_reference(y | x) with kl: reward
-        N  =  completions that have a reward, |y| = trained tokens of completion y
-    With kl: k3 it is the paper's: beta x (e^-d - 1 + d), d = log p / p_reference of each token, is added instead.
+        N  =  completions that have a reward R, |y| = trained tokens of completion y
+    With a beta, beta x log p(y | x) / p_reference(y | x), less its mean in the group, is taken off A; with kl: k3 the
+    paper's term is added instead, beta x (e^-d - 1 + d), d = log p / p_reference of each token.
     Shao et al. 2024, arXiv:2402.03300.
     """
-
-    # how far a token's probability may fall, as a share, before its gradient stops: larger moves faster, less safely
-    clip_low: float = 0.2
-    # how far it may rise
-    clip_high: float = 0.2
 
     facts: ClassVar[Facts] = Facts(
         name="grpo",
@@ -45,10 +40,6 @@ class GRPO(PolicyGradient):
         "Long wrong answers: each completion's loss is divided by its own length; `dr_grpo`.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_ranges(self, "clip_low", "clip_high")
-
     @property
     def method(self) -> Method:
-        return Method(normalised, clipped(self.clip_low, self.clip_high), SEQUENCE_MEAN)
+        return Method(normalised, clipped(*self.edges), SEQUENCE_MEAN)

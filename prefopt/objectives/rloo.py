@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from prefopt.objectives.advantages import leave_one_out
-from prefopt.objectives.facts import Facts
-from prefopt.objectives.policy_gradient import SEQUENCE_SUM, Method, PolicyGradient, reinforce
+from prefopt.objectives.facts import Facts, check_ranges
+from prefopt.objectives.policy_gradient import SEQUENCE_SUM, Method, PolicyGradient, whole
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class RLOO(PolicyGradient):
 
     # strength of the pull towards the reference, reward units per nat: larger stays closer, 0 needs no reference
     beta: float = 0.05
+    # how far a completion's ratio may move, as a share, before its gradient stops: larger moves faster, smaller more
+    # safely (0.2 is usual with several updates per rollout); null: without end, as in the paper, which is unbiased
+    clip: float | None = None
 
     facts: ClassVar[Facts] = Facts(
         name="rloo",
@@ -32,11 +36,20 @@ class RLOO(PolicyGradient):
         learning_rate=1e-6,
         reference=True,
         live=True,
+        forwards=1,
         least_completions=2,
         healthy="`reward` rises, `kl_reference` rises from 0 and flattens where beta holds it.",
-        failures="`kl_reference` grows without end: a larger `beta` or a lower `learning_rate`.",
+        failures="`kl_reference` grows without end: a reward that always has more to give; a larger `beta` or a lower "
+        "`learning_rate`. "
+        "`grad_norm` jumps with several updates per rollout: ratios of whole completions grow fast; `clip`, fewer "
+        "updates per rollout.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, "clip")
 
     @property
     def method(self) -> Method:
-        return Method(leave_one_out, reinforce, SEQUENCE_SUM)
+        clip = math.inf if self.clip is None else self.clip
+        return Method(leave_one_out, whole(clip, clip), SEQUENCE_SUM, leave_one_out)
