@@ -254,13 +254,13 @@ def _problem(policy: Policy, batch: Batch, layout: Layout, whole: Tensor, slack:
         windows, layers = inputs["prefopt_tree"].visits, config.num_hidden_layers
         if len(windows) != layers:
             return f"{layers - len(windows)} of {layers} layers mix tokens in another way"
-        if _is_windowed(config) and not any(windows):
+        if is_windowed(config) and not any(windows):
             return "its sliding window does not reach the attention function"
     what = "log-probs differ by {:.1e} nats a token" if policy.scorer is None else "scores differ by {:.1e} a token"
     return None if gap <= slack else what.format(gap)
 
 
-def _is_windowed(config: Any) -> bool:
+def is_windowed(config: Any) -> bool:
     """Whether some layers see only the nearest tokens; the probe's rows are too short to show it."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:

@@ -130,7 +130,7 @@ def test_an_adapter_takes_part():
     ("change", "message"),
     [
         ({"prompts": [[1], []]}, "prompt 1 has no tokens"),
-        ({"n": 0}, "n and max_tokens"),
+        ({"n": 0}, "n must be at least 1"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
     ],
