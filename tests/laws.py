@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -27,6 +28,7 @@ from transformers import (
 from prefopt.batch import Batch
 from prefopt.budget import Budget
 from prefopt.loop import Models, Step, update
+from prefopt.models.critic import ActorCritic, value_model
 from prefopt.models.policy import Policy
 from prefopt.objectives.facts import extras as extra_outputs
 from prefopt.records import Example
@@ -192,8 +194,16 @@ def apart(seed: int = 0, layout: Any = "tree", extras: Sequence[str] = (), head:
 
 
 def far(objective: Any, **options: Any) -> Models:
-    """A policy, with the head that the objective trains, and a reference that is far from it."""
-    return apart(extras=extra_outputs(objective), head=objective.facts.head, **options)
+    """A policy, with the head and the critic that the objective trains, and a reference that is far from it."""
+    models = apart(extras=extra_outputs(objective), head=objective.facts.head, **options)
+    return with_critic(models) if objective.facts.critic else models
+
+
+def with_critic(models: Models, seed: int = 200) -> Models:
+    """The models with a critic of its own, drawn differently, beside the policy."""
+    policy: Any = models.policy
+    critic = value_model(gpt_neox(seed, head="completion"), policy.layout)
+    return replace(models, policy=ActorCritic(policy, critic))
 
 
 def together(seed: int = 0, extras: Sequence[str] = (), head: str = "language") -> Models:
@@ -288,7 +298,23 @@ def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> flo
 
 
 def batch_of(data: str, **options: Any) -> Batch:
-    return Batch.of(rows(data, **options))
+    return batch_from(data, rows(data, **options))
+
+
+def batch_from(data: str, examples: Sequence[Example]) -> Batch:
+    """The rows as a batch; where the policy draws completions, with log-probs of a sampler, by a formula of tokens."""
+    batch = Batch.of(examples)
+    return replace(batch, rollout_logp=-3 - batch.completions.values % 5 / 4.0) if data == "prompts" else batch
+
+
+def nudged(models: Models, size: float = 0.02) -> Models:
+    """The models with a policy some updates further on: ratios of 0.5 to 2."""
+    policy = copy.deepcopy(models.policy)
+    random_numbers = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in policy.model.parameters():
+            p += size * torch.randn(p.shape, generator=random_numbers, dtype=p.dtype)
+    return replace(models, policy=policy)
 
 
 def shuffled(examples: Sequence[Example], seed: int = 1) -> list[Example]:

@@ -7,6 +7,9 @@ reward model says of it is its score.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,15 +17,18 @@ import torch
 from laws import (
     EVERYTHING,
     apart,
+    batch_from,
     batch_of,
     far,
     gpt_neox,
     logp_by_hand,
+    nudged,
     one_update,
     rows,
     scores_by_hand,
     shuffled,
     together,
+    with_critic,
 )
 from variants import ALL
 
@@ -30,10 +36,16 @@ from prefopt import metrics
 from prefopt.batch import Batch, Outputs, parts
 from prefopt.loop import Models
 from prefopt.models.policy import Policy, per_token
-from prefopt.objectives import DPO, IPO
+from prefopt.objectives import DPO, IPO, OnlineDPO
 from prefopt.objectives.facts import extras
+from prefopt.objectives.online_dpo import picked
+from prefopt.objectives.policy_gradient import PolicyGradient
+from prefopt.records import Example
 
 every_objective = pytest.mark.parametrize("objective", list(ALL.values()), ids=list(ALL))
+# one objective for each head and shape of rows, where the law is about the model and not about the loss
+KINDS = {(each.facts.head, each.facts.data): name for name, each in reversed(ALL.items())}
+every_kind = pytest.mark.parametrize("objective", [ALL[name] for name in KINDS.values()], ids=list(KINDS.values()))
 
 
 def data_of(objective: Any, **options: Any) -> Batch:
@@ -42,6 +54,8 @@ def data_of(objective: Any, **options: Any) -> Batch:
 
 def read(objective: Any, batch: Batch) -> torch.Tensor:
     """The tokens whose log-prob or score the objective reads, [K]."""
+    if isinstance(objective, OnlineDPO):  # the best and the worst completion of a prompt
+        return batch.trained & (batch.spread(picked(batch)) != 0)
     if objective.facts.head == "language":
         return batch.trained
     if objective.facts.head == "steps":
@@ -78,7 +92,7 @@ def test_tree_equals_padded(objective):
     same_update(tree, padded)
 
 
-@every_objective
+@every_kind
 @pytest.mark.parametrize("layout", ["tree", "padded"])
 def test_log_probs_and_scores_are_those_of_ordinary_forward_passes(objective, layout):
     head, examples = objective.facts.head, rows(objective.facts.data)
@@ -96,7 +110,8 @@ def test_order_of_prompts_does_not_matter(objective):
     examples = rows(objective.facts.data)
     moved = shuffled(examples)
     assert moved != examples
-    first, second = (one_update(objective, Batch.of(order), far(objective)) for order in (examples, moved))
+    data = objective.facts.data
+    first, second = (one_update(objective, batch_from(data, order), far(objective)) for order in (examples, moved))
     same_update(first, second)
 
 
@@ -198,6 +213,8 @@ PULLED_BACK = [(IPO(), 1), (IPO(), 3), (DPO(beta=0.5, loss_type="nca"), 1)]
 def test_a_descent_step_favours_the_better_completion(objective, number):
     batch, models = data_of(objective, num=4).take(number, number + 1), far(objective)
     policy: Any = models.policy
+    if objective.facts.critic:  # expects the same of every token: one that is wrong may favour the worse completion
+        policy.critic.scorer.head.layer.weight.data.zero_()
     sign = favoured(objective, batch)  # [K]
     if (objective, number) in PULLED_BACK:
         sign = -sign
@@ -228,6 +245,7 @@ def test_at_the_start_the_declared_values_hold(objective):
     if objective.facts.reference:
         assert objective.at_start(), "an objective with a reference has values that hold while the policy equals it"
     models = together(extras=extras(objective), head=objective.facts.head)
+    models = with_critic(models) if objective.facts.critic else models
     found = one_update(objective, data_of(objective), models).metrics
     for name, expected in objective.at_start().items():
         assert found[name] == pytest.approx(expected, rel=1e-12, abs=1e-12), name
@@ -242,9 +260,67 @@ def test_metrics_are_vectors_with_registered_names(objective):
         assert x.ndim == 1 and len(x) > 1
 
 
-@every_objective
+@every_kind
 def test_every_floating_point_type_of_the_model_is_kept(objective):
     batch = data_of(objective)
     found = apart().policy(batch).logp
     assert found.dtype == torch.float64
     assert Policy(gpt_neox(0, torch.float32))(batch).logp.dtype == torch.float32
+
+
+# ---------------------------------------------------------------- several updates of one rollout
+
+ONLINE = {name: each for name, each in ALL.items() if isinstance(each, PolicyGradient)}
+every_policy_gradient = pytest.mark.parametrize("objective", list(ONLINE.values()), ids=list(ONLINE))
+
+
+def drawn(objective: Any, examples: Sequence[Example]) -> Batch:
+    """A rollout for several updates, with its constants: those of the policy that drew it."""
+    models = far(objective)
+    batch = batch_from(objective.facts.data, examples)
+    with torch.no_grad():
+        return replace(batch, targets=objective.targets(batch, replace(models, several=True)))
+
+
+@every_policy_gradient
+def test_away_from_the_policy_that_drew_budget_layout_and_order_do_not_change_the_update(objective):
+    examples = rows(objective.facts.data)
+    batch, models = drawn(objective, examples), nudged(far(objective))
+    expected = one_update(objective, batch, models)
+    assert abs(expected.metrics["ratio"] - 1) > 1e-6
+    same_update(one_update(objective, batch, models, tokens=25), expected)
+    same_update(one_update(objective, batch, nudged(far(objective, layout="padded"))), expected)
+    same_update(one_update(objective, drawn(objective, shuffled(examples)), models), expected)
+
+
+@every_policy_gradient
+def test_away_from_the_policy_that_drew_only_clipped_tokens_get_no_credit(objective):
+    batch, models = drawn(objective, rows(objective.facts.data)), nudged(far(objective))
+    x = models.policy(batch).logp.detach().requires_grad_()
+    loss, seen = objective.loss(batch, Outputs(x), batch.targets)
+    loss.backward()
+    none = x.grad == 0
+    assert none[~batch.trained].all()
+    stopped = sum(float(seen.get(f"clip_fraction/{side}", torch.zeros(1)).sum()) for side in ("low", "high"))
+    if objective.facts.name == "cispo" or objective.kl != "reward":  # cut weights, and a pull that is not clipped
+        stopped = 0
+    assert int(none[batch.trained].sum()) == stopped
+
+
+@every_policy_gradient
+def test_a_completion_without_a_reward_might_as_well_not_be_there(objective):
+    """One of three of the first prompt, and all of the second."""
+    missing = {(0, 1), (1, 0), (1, 1)}
+    examples = rows(objective.facts.data)
+    marked, without = [], []
+    for number, each in enumerate(examples):
+        kept = [i for i in range(len(each.scores)) if (number, i) not in missing]
+        scores = [score if i in kept else math.nan for i, score in enumerate(each.scores)]
+        marked.append(replace(each, scores=scores))
+        if kept:
+            parts_of = {part: [getattr(each, part)[i] for i in kept] for part in ("completions", "scores", "trained")}
+            without.append(replace(each, **parts_of))
+    models = nudged(far(objective))
+    left, right = (one_update(objective, drawn(objective, order), models) for order in (marked, without))
+    assert torch.allclose(left.gradient, right.gradient, rtol=1e-9, atol=1e-12)
+    assert left.metrics["ratio"] == pytest.approx(right.metrics["ratio"])

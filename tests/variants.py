@@ -6,7 +6,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefopt.objectives import AOT, CPO, DPO, EVERY, IPO, KTO, SFT, RewardModel, SimPO
+from prefopt.objectives import (
+    AOT,
+    CISPO,
+    CPO,
+    DPO,
+    EVERY,
+    GRPO,
+    GSPO,
+    IPO,
+    KTO,
+    RLOO,
+    SFT,
+    DrGRPO,
+    ReinforcePP,
+    RewardModel,
+    SimPO,
+)
+from prefopt.objectives.facts import fitted
 
 VARIANTS: dict[str, Any] = {
     "sft-probability": SFT(weighting="probability"),
@@ -41,6 +58,15 @@ VARIANTS: dict[str, Any] = {
     "reward-listwise": RewardModel(comparison="listwise"),
     "reward-margin-centering": RewardModel(margin=0.3, centering=0.1),
     "reward-listwise-margin-centering": RewardModel(comparison="listwise", margin=0.3, centering=0.1),
+    "grpo-k3-weighted": GRPO(beta=0.04, kl="k3_weighted"),
+    "grpo-token": GRPO(correction="token"),
+    "dr-grpo-k2": DrGRPO(beta=0.05, kl="k2", length=8.0),
+    # weights of whole completions are far from 1 here
+    "gspo-sequence": GSPO(correction="sequence", correction_cap=1e6),
+    "cispo-lowest": CISPO(lowest=0.9, highest=1.1),
+    "rloo-clip": RLOO(beta=0.0, clip=0.2, correction="token"),
+    "reinforce-pp-baseline": ReinforcePP(baseline="group", kl="k2"),
 }
 
-ALL: dict[str, Any] = {name: cls() for name, cls in EVERY.items()} | VARIANTS
+LONGEST = 8  # completion that may be drawn, for objectives that ask
+ALL: dict[str, Any] = {name: fitted(cls(), LONGEST, 3) for name, cls in EVERY.items()} | VARIANTS
