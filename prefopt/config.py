@@ -39,6 +39,17 @@ SECTIONS: dict[str, str] = {
     "reference": "prefopt.models.reference:ReferenceOptions",
 }
 
+# What objectives on prompts have besides, which sample their own completions and have them scored.
+ONLINE: dict[str, str] = {
+    "rollout": "prefopt.rollout:RolloutOptions",
+    "reward": "prefopt.rewards:RewardOptions",
+    "judge": "prefopt.rewards.judge:JudgeOptions",
+    "vllm": "prefopt.models.vllm:VllmOptions",
+}
+
+# What an objective with a critic has besides.
+CRITIC: dict[str, str] = {"critic": "prefopt.models.critic:CriticOptions"}
+
 Section = type | str  # a dataclass, or "module:Class"
 
 TEXT = "tag:yaml.org,2002:str"
@@ -397,7 +408,13 @@ def sections(objective: str) -> dict[str, str]:
         near = nearest(objective, known)
         hint = f"did you mean {near}?" if near else f"choose one of {', '.join(known)}"
         raise InputError(f"objective: {objective!r} is not one; {hint}")
-    return {"objective": known[objective].section, **SECTIONS}
+    facts = known[objective].facts
+    return {"objective": known[objective].section, **run_sections(facts["data"], bool(facts.get("critic")))}
+
+
+def run_sections(data: str, critic: bool = False) -> dict[str, str]:
+    """Section -> "module:Class" of a run, but for the objective's own. data, critic: as the objective's facts say."""
+    return {**SECTIONS, **(ONLINE if data == "prompts" else {}), **(CRITIC if critic else {})}
 
 
 def load(section: Section) -> type:

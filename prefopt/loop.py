@@ -263,7 +263,7 @@ def train(
             continue
         speed = metrics["tokens"] / (time.perf_counter() - began)
         epoch = (step + 1) / source.steps_per_epoch
-        tell(step + 1, {**metrics, **source.seen, "learning_rate": now, "tokens_per_second": speed, "epoch": epoch})
+        tell(step + 1, {**metrics, "learning_rate": now, "tokens_per_second": speed, "epoch": epoch, **source.seen})
         if options.eval_every and (step + 1) % options.eval_every == 0 and step + 1 < steps:
             measure(step + 1)
     measure(steps)

@@ -63,21 +63,24 @@ def check_policy(policy: Any, batch: Batch) -> list[str]:
     return passed
 
 
-def check_start(objective: Any, policy: Any, reference: Callable[[Batch], Tensor], batch: Batch) -> list[str]:
+def check_start(objective: Any, policy: Any, reference: Callable[[Batch], Tensor] | None, batch: Batch) -> list[str]:
     """What holds while the policy is the reference: equal log-probs, and the objective's `at_start` values.
 
     The values are checked with the policy's own log-probs as the reference's, where they hold exactly in any precision.
-    PreflightError on the first that fails.
+    reference: None where the objective reads none. PreflightError on the first that fails.
     """
+    passed = []
     with torch.no_grad():
-        out = policy(batch)
-        gap = _gap(out.logp, reference(batch).to(out.logp.device))
-        if not gap <= rounding(out.logp, policy.model):
-            raise PreflightError(
-                f"reference and policy differ by {gap:.1e} nats a token before any training: the reference is not the "
-                "model this run starts from (another adapter, stale cache, or other weights); set reference_model if "
-                "that is meant, or delete the cache folder named in the log"
-            )
+        if reference is not None:
+            out = policy(batch)
+            gap = _gap(out.logp, reference(batch).to(out.logp.device))
+            if not gap <= rounding(out.logp, policy.model):
+                raise PreflightError(
+                    f"reference and policy differ by {gap:.1e} nats a token before any training: the reference is not "
+                    "the model this run starts from (another adapter, stale cache, or other weights); set "
+                    "reference_model if that is meant, or delete the cache folder named in the log"
+                )
+            passed.append(f"reference equals policy to {gap:.0e} nats a token")
         itself = _Itself(policy)
         loss, seen = objective.loss(batch, itself.policy(batch), objective.targets(batch, itself))
         means = {name: float(x.mean()) for name, x in seen.items() if len(x)}  # of a class that has a row here
@@ -90,7 +93,33 @@ def check_start(objective: Any, policy: Any, reference: Callable[[Batch], Tensor
                 "the objective or the pairing of completions is broken"
             )
     said = ", ".join(f"{name} {values[name]:.6f}" for name in start)
-    return [f"reference equals policy to {gap:.0e} nats a token", f"before the first update: {said}"]
+    return [*passed, f"before the first update: {said}"] if said else passed
+
+
+def check_sampler(policy: Any, batch: Batch, truncated: bool, local: bool) -> list[str]:
+    """That completions come from the distribution which training scores: the sampler's log-probs are the policy's.
+
+    truncated: some tokens cannot be drawn (top_k, top_p, min_p), so that the two differ by design. local: the sampler
+    uses these very weights, so that a gap beyond rounding is a fault. PreflightError for such a fault.
+    """
+    if batch.rollout_logp is None:
+        return ["the sampler gives no log-probs: whether it draws from the policy was not checked"]
+    with torch.no_grad():
+        logp = policy(batch).logp
+    gap, slack = _gap(logp, batch.rollout_logp.to(logp.device)), 16 * rounding(logp, policy.model)
+    if truncated:
+        why = "top_k, top_p or min_p leave some tokens out"
+    elif gap <= slack:
+        return [f"sampler equals policy to {gap:.0e} nats a token"]
+    elif local:
+        raise PreflightError(
+            f"the sampler's log-probs differ from the policy's by {gap:.1e} nats a token: completions come from "
+            "another distribution than the one that is trained; try dtype: float32, and report the model"
+        )
+    else:
+        why = "another engine, or other weights"
+    todo = "correction=token or correction=sequence weighs completions by the difference"
+    return [f"the sampler's log-probs differ from the policy's by {gap:.1e} nats a token ({why}); {todo}"]
 
 
 def _gap(a: Tensor, b: Tensor) -> float:

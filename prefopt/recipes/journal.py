@@ -12,10 +12,12 @@ from types import TracebackType
 from typing import Any
 
 from prefopt import config, metrics, ranks
-from prefopt.records import append_json
+from prefopt.records import append_json, text_of
 
 log = logging.getLogger("prefopt")
 QUIET_SECONDS = 10.0  # without a terminal, one line in so many seconds
+SAMPLE_SECONDS = 20.0  # between completions that are shown
+SHOWN = 300  # characters of a prompt's end and a completion's beginning
 
 
 @contextlib.contextmanager
@@ -55,7 +57,7 @@ class Journal:
         self.path = out / "metrics.jsonl"
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
-        self.steps, self.said = 0, 0.0
+        self.steps, self.said, self.shown = 0, 0.0, -SAMPLE_SECONDS
         self.stack = contextlib.ExitStack()
         self.bar: Any = None
         if ranks.is_main():
@@ -107,8 +109,34 @@ class Journal:
         append_json(self.path, {"step": step, **values})
         self._show(step, values)
 
+    def completions(self, step: int, rows: list[dict[str, Any]], num: int | None) -> None:
+        """Keep the first `num` rows of a rollout, or all of every process, and show one now and then."""
+        own = rows if num is None else rows[:num]
+        kept = [row for share in ranks.gather(own) for row in share][: num if num is not None else None]
+        if not ranks.is_main():
+            return
+        for row in kept:
+            append_json(self.path.with_name("completions.jsonl"), row)
+        if kept and time.monotonic() - self.shown > SAMPLE_SECONDS:
+            self.shown = time.monotonic()
+            self._print(completion_line(step, kept[0]))
+
+    def _print(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
     def _show(self, step: int, values: dict[str, float]) -> None:
-        shown = ("loss", "rewards/margins", "rewards/accuracies", "accuracy", "grad_norm", "tokens_per_second")
+        shown = (
+            "loss",
+            "reward",
+            "rewards/margins",
+            "rewards/accuracies",
+            "accuracy",
+            "grad_norm",
+            "tokens_per_second",
+        )
         evaluation = any(name.startswith("eval/") for name in values)
         text = "  ".join(
             f"{name} {value:.4g}"
@@ -123,3 +151,12 @@ class Journal:
         elif evaluation or step == self.steps or time.monotonic() - self.said > QUIET_SECONDS:
             self.said = time.monotonic()
             print(f"step {step}/{self.steps}  {text}", file=sys.stderr, flush=True)
+
+
+def completion_line(step: int, row: dict[str, Any]) -> str:
+    """A completion for a reader: what it is worth, the end of its prompt, and how it begins."""
+    prompt, said = (text_of(row[name]).strip() for name in ("prompt", "completion"))
+    worth = "no score" if row["reward"] is None else f"reward {row['reward']:.4g}"
+    asked = prompt if len(prompt) <= SHOWN else f"...{prompt[-SHOWN:]}"
+    said = said if len(said) <= SHOWN else f"{said[:SHOWN]}..."
+    return f"step {step}  {worth}\n> {asked}\n{said}"

@@ -20,15 +20,16 @@ from prefopt.data import DataOptions, Dataset, load, split, template_text
 from prefopt.data.source import Offline, steps_per_epoch
 from prefopt.loop import Listener, LoopOptions, Models, budget_for, evaluate
 from prefopt.loop import train as run_loop
-from prefopt.metrics import METRICS
+from prefopt.metrics import METRICS, find
 from prefopt.models.adapters import LoraOptions, adapt, is_adapted
 from prefopt.models.load import Loaded, ModelOptions, base_model, keep_freed_memory, load_tokenizer, tokenizer_source
 from prefopt.models.load import load as load_model
 from prefopt.models.policy import Policy, choose, text_config
 from prefopt.models.reference import Cached, ReferenceOptions, pick
 from prefopt.models.sharding import shard, whole_state
-from prefopt.objectives.facts import extras, settled
+from prefopt.objectives.facts import extras, fitted, needs_reference, settled
 from prefopt.optimizer import Updater
+from prefopt.recipes import online
 from prefopt.recipes.card import write_card, written_text
 from prefopt.recipes.journal import Journal, progress
 from prefopt.records import Example, InputError, write_json
@@ -56,8 +57,9 @@ class RunOptions:
     preflight: Literal["on", "off"] = "on"
     # weights to write out: those of the last update, or of the evaluation with the best eval_metric
     keep: Literal["last", "best"] = "last"
-    # metric that decides keep: best; `prefopt explain` says which way is better
-    eval_metric: str = "eval/loss"
+    # metric that decides keep: best; `prefopt explain` says which way is better; None: eval/loss, or eval/reward where
+    # the model's own completions are evaluated
+    eval_metric: str | None = None
     # write into a folder that already holds a run
     overwrite: bool = False
     # hub name to upload the result to, once it is saved
@@ -85,7 +87,8 @@ class Result(NamedTuple):
 class Plan:
     """What a run does: its objective with every option settled, its data as the model sees it, the number of updates.
 
-    settled: the options that follow from the training rows, by name.
+    settled: the options that follow from the training rows, or from how completions are drawn, by name. easier: prompts
+    to mix in, where the policy writes the completions.
     """
 
     objective: Any
@@ -94,11 +97,13 @@ class Plan:
     tokenizer: Any
     steps: int
     settled: dict[str, Any]
+    easier: Dataset | None = None
 
 
 def plan(*, objective: Any, **options: Any) -> Plan:
     """Read and tokenise the data without loading weights. InputError as for `train`."""
-    return _planned(objective, _settings(objective, options))
+    named, _ = online.parted(options)
+    return _planned(objective, _settings(objective, named))
 
 
 def _planned(objective: Any, settings: dict[str, Any], say: Callable[[str], None] = lambda text: None) -> Plan:
@@ -115,23 +120,28 @@ def _planned(objective: Any, settings: dict[str, Any], say: Callable[[str], None
             say(words)
     if held_out is None and settings["run"].eval_fraction:
         say(f"held out: none of so few rows ({len(data)}); give eval_data to see how the model does on others")
+    easier = _easier(objective, settings, tokenizer, say)
     done = settled(objective, data.examples)
+    if is_online(objective):
+        done = fitted(done, settings["rollout"].max_tokens, settings["rollout"].num_completions)
     found = {field.name: getattr(done, field.name) for field in fields(objective)}
     found = {name: value for name, value in found.items() if value != getattr(objective, name)}
     for name, value in found.items():
-        say(f"{name}: {value}, from the training rows")
-    steps = _steps(settings["loop"], len(data.examples), objective.facts.least)
-    return Plan(done, data, held_out, tokenizer, steps, found)
+        say(f"{name}: {value}, from the {'rollout options' if is_online(objective) else 'training rows'}")
+    steps = _steps(settings, len(data.examples), objective)
+    return Plan(done, data, held_out, tokenizer, steps, found, easier)
 
 
 def train(*, objective: Any, **options: Any) -> Result:
     """Train `model` on `data` with `objective` and write the result to `out`.
 
     options: any field of DataOptions, ModelOptions, LoraOptions, ReferenceOptions, LoopOptions and RunOptions by name
-    (`prefopt train dpo --help` lists them). InputError, before anything is loaded where possible, for what cannot work;
-    PreflightError when a step-0 identity fails.
+    (`prefopt train dpo --help` lists them), and for objectives on prompts of RolloutOptions, RewardOptions and
+    JudgeOptions (`prefopt train grpo --help`), where `reward` may hold functions and rewards too. InputError, before
+    anything is loaded where possible, for what cannot work; PreflightError when a step-0 identity fails.
     """
-    settings = _settings(objective, options)
+    named, rewards = online.parted(options)
+    settings = _settings(objective, named)
     ranks.start()
     run: RunOptions = settings["run"]
     out = _prepare(run, settings["reference"].reference_model)
@@ -140,38 +150,48 @@ def train(*, objective: Any, **options: Any) -> Result:
         keep_freed_memory()
     journal = Journal(out, settings)
     with journal:
-        return _train(objective, settings, journal, out)
+        return _train(objective, settings, rewards, journal, out)
 
 
-def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path) -> Result:
+def _train(objective: Any, settings: dict[str, Any], rewards: list[Any], journal: Journal, out: Path) -> Result:
     run, clock = settings["run"], Clock()
     plan = _planned(objective, settings, journal.say)
+    rollouts = _rollouts(plan, settings, rewards, journal)
     clock.lap("data")
     policy, tokenizer = _loaded(plan, settings, journal)
-    rows = _first_rows(plan, settings)
+    actor = _with_critic(policy, plan, settings, tokenizer, journal)
     clock.lap("load")
+    budget = budget_for(settings["loop"], ranks.device(), settings["model"].shard, repeat=repeats(actor))
+    if rollouts:
+        rollouts.start(policy, tokenizer, budget)
+    rows = _first_rows(plan, settings, rollouts)
+    clock.lap("rows")
     if run.preflight == "on":
         journal.say_all("preflight", preflight.check_policy(policy, rows))
+        if rollouts:
+            options = settings["rollout"]
+            lines = preflight.check_sampler(policy, rows, options.sampling.truncated, options.sampler == "local")
+            journal.say_all("preflight", lines)
     clock.lap("preflight")
-    budget = budget_for(settings["loop"], ranks.device(), settings["model"].shard, repeat=policy.layout == "padded")
     reference, how = _reference(plan, settings, policy, budget, journal)
-    if run.preflight == "on" and reference is not None and settings["reference"].reference_model is None:
-        journal.say_all("preflight", preflight.check_start(plan.objective, policy, reference, rows))
+    if run.preflight == "on" and (rollouts or reference is not None) and settings["reference"].reference_model is None:
+        journal.say_all("preflight", preflight.check_start(plan.objective, actor, reference, rows))
     clock.lap("reference")
     _clear(out)
-    best = Best(run, out, policy, tokenizer) if run.keep == "best" else None
+    best = Best(metric_to_keep(run, objective), out, actor, tokenizer) if run.keep == "best" else None
     peak = _peak(plan.objective, settings["loop"], policy.model)
     journal.begin(plan.steps)
     listeners = _listeners(journal, best, settings, reference, policy)
-    _updates(plan, settings, Models(policy, reference), budget, peak, listeners)
+    _updates(plan, settings, Models(actor, reference), budget, peak, listeners, rollouts)
     clock.lap("training")
-    model_dir = best.folder if best else save(policy, tokenizer, out / "model")
+    model_dir = best.folder if best else save(actor, tokenizer, out / "model")
     clock.lap("save")
     summary = {
         "objective": plan.objective.facts.name,
         "settled": plan.settled,
         "model": str(model_dir),
         **_numbers(journal, best, plan),
+        **(rollouts.summary() if rollouts else {}),
         "learning_rate": peak,
         "reference": how,
         "layout": policy.layout,
@@ -181,19 +201,52 @@ def _train(objective: Any, settings: dict[str, Any], journal: Journal, out: Path
     return Result(model_dir, summary)
 
 
+def is_online(objective: Any) -> bool:
+    """Whether the policy writes the completions itself."""
+    return bool(objective.facts.data == "prompts")
+
+
+def _rollouts(plan: Plan, settings: dict[str, Any], rewards: list[Any], journal: Journal) -> online.Rollouts | None:
+    """What samples and scores completions, closed with the journal; None where the data holds them."""
+    if not is_online(plan.objective):
+        return None
+    rollouts = online.Rollouts(plan, settings, rewards, journal)
+    journal.stack.callback(rollouts.close)
+    return rollouts
+
+
+def repeats(actor: Any) -> bool:
+    """Whether a forward pass computes a prompt anew for each of its completions."""
+    return bool(getattr(actor, "repeats", actor.layout == "padded"))
+
+
 def _loaded(plan: Plan, settings: dict[str, Any], journal: Journal) -> tuple[Policy, Any]:
     """The policy and its tokenizer, once the rows are known to fit."""
     loaded = load_model(settings["run"].model, settings["model"], ranks.device(), plan.objective.facts.head)
     loaded.tokenizer.chat_template = plan.tokenizer.chat_template
     policy = _policy(loaded, settings, plan.objective, journal)
-    _refuse_long_rows(policy, plan)
+    _refuse_long_rows(policy, plan, _answer_tokens(plan.objective, settings))
     return policy, loaded.tokenizer  # not the plan's: a score head comes with padding of its own
 
 
-def _first_rows(plan: Plan, settings: dict[str, Any]) -> Batch:
+def _with_critic(policy: Policy, plan: Plan, settings: dict[str, Any], tokenizer: Any, journal: Journal) -> Any:
+    """What is trained: the policy, with a critic where the objective has one."""
+    if not plan.objective.facts.critic:
+        return policy
+    from prefopt.models.critic import build
+
+    made = build(policy, settings["critic"], settings["model"], tokenizer)
+    journal.say(made.words)
+    return made.actor
+
+
+def _first_rows(plan: Plan, settings: dict[str, Any], rollouts: online.Rollouts | None) -> Batch:
     """The rows that preflight checks: some of the first update's."""
     least = plan.objective.facts.least
-    first, _ = next(iter(_source(plan.data, settings["loop"], settings["run"].seed, least).batches()))
+    if rollouts:
+        first = rollouts.first_rows()
+    else:
+        first, _ = next(iter(_source(plan.data, settings["loop"], settings["run"].seed, least).batches()))
     return preflight.sample(first, least).to(ranks.device())
 
 
@@ -207,23 +260,33 @@ def _listeners(
 
 
 def _updates(
-    plan: Plan, settings: dict[str, Any], models: Models, budget: Budget, peak: float, listeners: list[Listener]
+    plan: Plan,
+    settings: dict[str, Any],
+    models: Models,
+    budget: Budget,
+    peak: float,
+    listeners: list[Listener],
+    rollouts: online.Rollouts | None,
 ) -> None:
     """Every update and evaluation of the run."""
     loop, least, held_out = settings["loop"], plan.objective.facts.least, plan.held_out
     policy: Any = models.policy
+    evaluation = None
+    if rollouts:
+        evaluation = rollouts.evaluation()
+    elif held_out is not None:
+        rows = held_out
+        evaluation = lambda: evaluate(models, plan.objective, _held_out(rows, loop.batch_size, least), budget)  # noqa: E731
     run_loop(
         models,
         plan.objective,
-        _source(plan.data, loop, settings["run"].seed, least),
+        rollouts.source if rollouts else _source(plan.data, loop, settings["run"].seed, least),
         _updater(policy, loop),
         loop,
         peak=peak,
         steps=plan.steps,
         budget=budget,
-        evaluation=None
-        if held_out is None
-        else lambda: evaluate(models, plan.objective, _held_out(held_out, loop.batch_size, least), budget),
+        evaluation=evaluation,
         listeners=listeners,
     )
 
@@ -266,8 +329,12 @@ class Clock:
         self.laps[name], self.last = round(now - self.last, 3), now
 
 
-def save(policy: Policy, tokenizer: Any, folder: Path) -> Path:
-    """Write the model (or adapter) and tokenizer as a Hugging Face directory, from one process."""
+def save(actor: Any, tokenizer: Any, folder: Path) -> Path:
+    """Write the model (or adapter) and tokenizer as a Hugging Face directory, from one process.
+
+    actor: a policy, or one with a critic, of which the policy is the result.
+    """
+    policy: Policy = getattr(actor, "policy", actor)
     sharded = any(hasattr(p, "full_tensor") for p in policy.model.parameters())
     extra: dict[str, Any] = {"state_dict": whole_state(policy.model)} if sharded else {}
     if is_adapted(policy.model):
@@ -303,9 +370,9 @@ class Best:
     step, metrics: of the evaluation whose weights are kept.
     """
 
-    def __init__(self, run: RunOptions, out: Path, policy: Policy, tokenizer: Any) -> None:
-        self.metric, self.folder, self.policy, self.tokenizer = run.eval_metric, out / "model", policy, tokenizer
-        self.sign = 1.0 if METRICS[self.metric.removeprefix("eval/")].sign == "lower" else -1.0
+    def __init__(self, metric: str, out: Path, policy: Any, tokenizer: Any) -> None:
+        self.metric, self.folder, self.policy, self.tokenizer = metric, out / "model", policy, tokenizer
+        self.sign = 1.0 if find(self.metric).sign == "lower" else -1.0
         self.value, self.step = math.inf, 0
         self.metrics: dict[str, float] = {}
 
@@ -323,14 +390,20 @@ class Best:
 
 def _with_a_better_way(names: Iterable[str]) -> str:
     """Those of the metrics by which weights can be chosen, each with the way that is better."""
-    signs = {name: METRICS[name.removeprefix("eval/")].sign for name in sorted(names)}
+    signs = {name: find(name).sign for name in sorted(names)}
     return ", ".join(f"{name} ({sign})" for name, sign in signs.items() if sign != "neither")
+
+
+def metric_to_keep(run: RunOptions, objective: Any) -> str:
+    """The metric that decides keep: best."""
+    return run.eval_metric or ("eval/reward" if is_online(objective) else "eval/loss")
 
 
 def _settings(objective: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Every section's dataclass from flat options."""
     given = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-    return {"objective": objective, **config.resolve(config.SECTIONS, given)}
+    facts = objective.facts
+    return {"objective": objective, **config.resolve(config.run_sections(facts.data, facts.critic), given)}
 
 
 def _overwritten(model: str | None, out: Path) -> str | None:
@@ -348,7 +421,7 @@ def _clear(out: Path) -> None:
     ranks.barrier()
     if ranks.is_main():
         shutil.rmtree(out / "model", ignore_errors=True)
-        for name in ("metrics.jsonl", "summary.json"):  # a run that broke off leaves the first
+        for name in ("metrics.jsonl", "completions.jsonl", "summary.json"):  # a run that broke off leaves some
             (out / name).unlink(missing_ok=True)
 
 
@@ -381,8 +454,11 @@ def _refuse_contradictions(objective: Any, settings: dict[str, Any]) -> None:
         raise InputError("reference: adapter needs lora_rank or an adapter directory as model; use reference: cache")
     if reference.reference == "adapter" and reference.reference_model:
         raise InputError("reference: adapter contradicts reference_model; use reference: cache or copy")
-    if not objective.facts.reference and reference != ReferenceOptions():
-        raise InputError(f"{objective.facts.name} reads no reference; leave out the options that begin with it")
+    if not needs_reference(objective) and reference != ReferenceOptions():
+        why = " with beta 0; set beta above 0, or" if objective.facts.reference else ";"
+        raise InputError(f"{objective.facts.name} reads no reference{why} leave out the options that begin with it")
+    if is_online(objective):
+        online.refuse_contradictions(objective, settings)
     if reference.reference == "cache" and objective.facts.live:
         raise InputError(
             f"reference: cache cannot serve {objective.facts.name}, which scores new pairings of prompts and answers "
@@ -402,7 +478,7 @@ def _refuse_contradictions(objective: Any, settings: dict[str, Any]) -> None:
     if settings["loop"].eval_every and run.eval_data is None and not run.eval_fraction:
         raise InputError("eval_every needs held-out rows; give eval_data or an eval_fraction above 0")
     if run.keep == "best":
-        _refuse_metric(run.eval_metric)
+        _refuse_metric(metric_to_keep(run, objective))
     if settings["lora"] != LoraOptions() and (Path(run.model) / "adapter_config.json").exists():
         raise InputError(
             f"{run.model}: an adapter is continued as it is; leave out lora_rank, lora_alpha, lora_targets"
@@ -414,9 +490,9 @@ def _refuse_contradictions(objective: Any, settings: dict[str, Any]) -> None:
 def _refuse_metric(name: str) -> None:
     """InputError, naming those that can, if a metric cannot tell which of two evaluations is better."""
     measured = [f"eval/{each}" for each in METRICS if each not in ("tokens_per_second", "tokens")]
-    if name not in measured:
+    if name not in measured and not name.startswith("eval/reward/"):
         raise InputError(f"eval_metric: {name} is not measured; choose one of {_with_a_better_way(measured)}")
-    if METRICS[name.removeprefix("eval/")].sign == "neither":
+    if find(name).sign == "neither":
         raise InputError(
             f"eval_metric: neither a high nor a low {name} is better by itself; choose one of "
             f"{_with_a_better_way(measured)}"
@@ -431,26 +507,46 @@ def _refuse_moving_reference(settings: dict[str, Any], adapted: Any) -> None:
         raise InputError(f"reference_sync_steps mixes whole weights and does not work with {what}; leave one out")
 
 
-def _refuse_long_rows(policy: Policy, plan: Plan) -> None:
-    """InputError if a row is longer than the model's context: positions it never saw, or has no embedding for."""
+def _refuse_long_rows(policy: Policy, plan: Plan, answer_tokens: int) -> None:
+    """InputError if a row is longer than the model's context: positions it never saw, or has no embedding for.
+
+    answer_tokens: of an answer that is yet to be written.
+    """
     limit = getattr(text_config(policy.inner), "max_position_embeddings", None)
     rows = _examples(plan)
-    longest = max(len(example.prompt) + max(map(len, example.completions)) for example in rows)
+    longest = max(len(example.prompt) + max(map(len, example.completions), default=answer_tokens) for example in rows)
     if limit is not None and longest > limit:
-        raise InputError(f"a row has {longest} tokens and the model's context is {limit}; set max_length={limit}")
+        what = f"a prompt and max_tokens={answer_tokens} make" if answer_tokens else "a row has"
+        raise InputError(f"{what} {longest} tokens and the model's context is {limit}; set max_length={limit}")
 
 
 def _read(objective: Any, settings: dict[str, Any], tokenizer: Any) -> tuple[Dataset, Dataset | None]:
     """Training rows and held-out rows (None if there are none)."""
     run: RunOptions = settings["run"]
     options: DataOptions = settings["data"]
-    data = load(run.data, tokenizer, objective.facts.data, options)
+    kind, room = objective.facts.data, _answer_tokens(objective, settings)
+    data = load(run.data, tokenizer, kind, options, answer_tokens=room)
     if run.eval_data is not None:
-        return data, load(run.eval_data, tokenizer, objective.facts.data, options, held_out=True)
+        return data, load(run.eval_data, tokenizer, kind, options, held_out=True, answer_tokens=room)
     # one row cannot be parted, nor so few that a held-out update would take them all
     if not run.eval_fraction or len(data.examples) <= objective.facts.least:
         return data, None
     return split(data, max(run.eval_fraction, objective.facts.least / len(data.examples)), run.seed)
+
+
+def _answer_tokens(objective: Any, settings: dict[str, Any]) -> int:
+    """Tokens of an answer that is yet to be written; 0 where the data holds the answers."""
+    return settings["rollout"].max_tokens if is_online(objective) else 0
+
+
+def _easier(objective: Any, settings: dict[str, Any], tokenizer: Any, say: Callable[[str], None]) -> Dataset | None:
+    """The prompts to mix in, where any are named."""
+    if not is_online(objective) or settings["rollout"].easier_data is None:
+        return None
+    room = _answer_tokens(objective, settings)
+    found = load(settings["rollout"].easier_data, tokenizer, "prompts", settings["data"], answer_tokens=room)
+    say(f"easier prompts\n{found.describe()}")
+    return found
 
 
 def _refuse_few_rows(objective: Any, run: RunOptions, data: Dataset, held_out: Dataset | None) -> None:
@@ -486,13 +582,15 @@ def _one_sided(data: Dataset) -> str:
 
 def _examples(plan: Plan) -> list[Example]:
     """Every row of the run, held out or not."""
-    return [*plan.data.examples, *(plan.held_out.examples if plan.held_out else [])]
+    others = [one for one in (plan.held_out, plan.easier) if one]
+    return [*plan.data.examples, *(example for one in others for example in one.examples)]
 
 
 def _policy(loaded: Loaded, settings: dict[str, Any], objective: Any, journal: Journal) -> Policy:
     model = adapt(loaded.model, settings["lora"], loaded.adapter)
     wanted = extras(objective)
-    policy = Policy(model, entropy="entropy" in wanted, collision="collision" in wanted)
+    heat = settings["rollout"].temperature if is_online(objective) else 1.0
+    policy = Policy(model, entropy="entropy" in wanted, collision="collision" in wanted, temperature=heat)
     choice = choose(policy, settings["model"].layout)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
@@ -508,7 +606,7 @@ def _reference(
     plan: Plan, settings: dict[str, Any], policy: Policy, budget: Budget, journal: Journal
 ) -> tuple[Any, str | None]:
     """The reference and where it comes from, in words; (None, None) for objectives without one."""
-    if not plan.objective.facts.reference:
+    if not needs_reference(plan.objective):
         _shard(policy, settings["model"], journal)
         return None, None
     options: ReferenceOptions = settings["reference"]
@@ -540,7 +638,7 @@ def _other(settings: dict[str, Any], policy: Policy, tokenizer: Any) -> Policy:
             f"{options.reference_model}: its weights differ in shape from the model's, so reference_sync_steps "
             "cannot mix the two; give a model of the same architecture, or leave one of them out"
         )
-    other = Policy(model.requires_grad_(False))
+    other = Policy(model.requires_grad_(False), temperature=policy.temperature)
     choose(other, settings["model"].layout)
     return other
 
@@ -577,10 +675,14 @@ def _held_out(data: Dataset, batch_size: int, least: int = 1) -> Any:
     return ((batch.to(ranks.device()), weight) for batch, weight in source.batches())
 
 
-def _steps(loop: LoopOptions, rows: int, least: int) -> int:
+def _steps(settings: dict[str, Any], rows: int, objective: Any) -> int:
+    """Updates in all."""
+    loop: LoopOptions = settings["loop"]
     if loop.max_steps is not None:
         return loop.max_steps
-    return math.ceil(loop.epochs * steps_per_epoch(rows, loop.batch_size, least))
+    if is_online(objective):
+        return math.ceil(loop.epochs * rows / loop.batch_size) * int(settings["rollout"].rollout_passes)
+    return math.ceil(loop.epochs * steps_per_epoch(rows, loop.batch_size, objective.facts.least))
 
 
 def _peak(objective: Any, loop: LoopOptions, model: Any) -> float:

@@ -1,0 +1,209 @@
+"""The training source of online objectives: prompts are sampled, scored, made into one batch, and learnt from."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+
+from prefopt import ranks
+from prefopt.batch import Batch
+from prefopt.budget import Budget
+from prefopt.records import Example, InputError
+from prefopt.rollout.attempts import Attempts
+from prefopt.rollout.groups import (
+    Group,
+    GroupFacts,
+    Kinds,
+    Range,
+    group_metrics,
+    most_useful,
+    reward_metrics,
+    shape_metrics,
+)
+from prefopt.rollout.options import RolloutOptions
+from prefopt.rollout.prompts import Draw, Stream
+from prefopt.rollout.stall import Seen, Watch
+
+log = logging.getLogger("prefopt")
+
+Told = Callable[[int, Sequence[Group]], None]  # number of the first update that a rollout serves, and its groups
+
+
+class Rollout(NamedTuple):
+    """groups: of this process, which `batch` holds. sizes: how many of its prompts each update gets. facts: of the
+    groups of all processes, before any were left out. metrics: of the rollout.
+    """
+
+    groups: list[Group]
+    batch: Batch
+    sizes: list[int]
+    facts: list[GroupFacts]
+    metrics: dict[str, float]
+
+
+class Online:
+    """Rollouts without end, each cut into updates.
+
+    The objective's targets are computed once for a whole rollout, by the policy that drew it, and cut with it.
+    batch_size: prompts of an update over all processes, of which rank r takes every `world`-th from its r-th on.
+    seen: metrics of how the last batch came about; those of a rollout are told with its first update.
+    tell: told of every rollout's groups. say: lines for the log. watch.found: the latest stall.
+    InputError where a batch has fewer prompts than there are processes.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        attempts: Attempts,
+        objective: Any,
+        options: RolloutOptions,
+        *,
+        batch_size: int,
+        budget: Budget,
+        seed: int = 0,
+        tell: Told = lambda step, groups: None,
+        say: Callable[[str], None] = log.warning,
+    ) -> None:
+        if batch_size < ranks.world():
+            raise InputError(f"batch_size is {batch_size} and there are {ranks.world()} processes; give each a prompt")
+        self.stream, self.attempts, self.objective, self.options = stream, attempts, objective, options
+        self.batch_size, self.budget, self.seed, self.tell, self.say = batch_size, budget, seed, tell, say
+        self.steps_per_epoch = len(stream.prompts) * options.rollout_passes / batch_size
+        self.seen: dict[str, float] = {}
+        self.updates, self.rollouts, self.unscored = 0, 0, 0
+        self.range, self.watch = Range(), Watch(options.stall_window)
+        self.ready: Rollout | None = None
+
+    def first(self, policy: Any) -> Batch:
+        """The first rollout, drawn now and kept, to look at before training."""
+        self.ready = self._rollout(policy)
+        return self.ready.batch
+
+    def batches(self, models: Any) -> Iterator[tuple[Batch, float]]:
+        """This process's share of every update, with the constants of its rollout, and its weight, 1.
+
+        InputError after `max_unscored` rollouts in a row in which nothing could be scored. Such a rollout, and an
+        update without a score, is left out.
+        """
+        while True:
+            rollout = self.ready or self._rollout(models.policy)
+            self.ready = None
+            if self._without_scores(rollout):
+                continue
+            self.tell(self.updates + 1, rollout.groups)
+            batch = rollout.batch.to(ranks.device())
+            several = replace(models, budget=self.budget, several=self.options.updates > 1)
+            with torch.no_grad():
+                batch = replace(batch, targets=self.objective.targets(batch, several))
+            told = rollout.metrics
+            for start, stop in self._cuts(rollout.sizes):
+                part = batch.take(start, stop)
+                if not float(ranks.all_sum(self.objective.count(part).double())):
+                    continue
+                self.updates += 1
+                self.seen, told = {**told, **self._progress()}, {}
+                yield part, 1.0
+
+    def _progress(self) -> dict[str, float]:
+        return {"epoch": self.stream.drawn / len(self.stream.prompts)}
+
+    def _cuts(self, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Where each update's prompts begin and end, for every pass over the rollout, in an order of its own."""
+        edges = [sum(sizes[:number]) for number in range(len(sizes) + 1)]
+        spans = list(pairwise(edges))
+        for number in range(self.options.rollout_passes):
+            order = list(spans)
+            if number:
+                random.Random(f"{self.seed}/{self.rollouts}/{number}").shuffle(order)
+            yield from order
+
+    # ---------------------------------------------------------------- one rollout
+
+    def _rollout(self, policy: Any) -> Rollout:
+        self.rollouts += 1
+        self.attempts.seconds = {}
+        self.attempts.sampler.update(getattr(policy, "policy", policy))  # a critic writes nothing
+        shares = self._shares()
+        sizes = [len(share) for share in shares]
+        groups = self._attempted([draw for share in shares for draw in share])
+        if self.options.dynamic_sampling:
+            groups = self._refilled(groups, sum(sizes))
+        facts = [fact for share in ranks.gather([group.facts() for group in groups]) for fact in share]
+        kept = most_useful(groups, sum(sizes))
+        trained = sum(ranks.gather(sum(group.useful for group in kept)))
+        return Rollout(kept, batch_of(kept), sizes, facts, self._measured(facts, trained))
+
+    def _shares(self) -> list[list[Draw]]:
+        """This process's draws for each update."""
+        size = self.batch_size
+        draws = self.stream.take(size * self.options.rollout_batches)
+        return [draws[at : at + size][ranks.rank() :: ranks.world()] for at in range(0, len(draws), size)]
+
+    def _attempted(self, draws: Sequence[Draw]) -> list[Group]:
+        return self.attempts.at(draws, self.options.num_completions, self.options.sampling)
+
+    def _refilled(self, groups: list[Group], wanted: int) -> list[Group]:
+        """More groups until every process has `wanted` that teach something, or the rounds are over.
+
+        Yu et al. 2025, arXiv:2503.14476 (dynamic sampling).
+        """
+        for _ in range(self.options.dynamic_rounds):
+            missing = ranks.gather(max(wanted - sum(group.useful for group in groups), 0))
+            if not any(missing):
+                break
+            draws, before = self.stream.take(sum(missing)), sum(missing[: ranks.rank()])
+            groups = [*groups, *self._attempted(draws[before : before + missing[ranks.rank()]])]
+        return groups
+
+    def _measured(self, facts: Sequence[GroupFacts], trained: int) -> dict[str, float]:
+        """Metrics of the groups of all processes; the curriculum and the watch for a stall learn of them too."""
+        self.range.see(value for fact in facts for value in fact.known)
+        solved = [[self.range.solved(value) for value in fact.known] for fact in facts]
+        measured = zip(facts, solved, strict=True)
+        self.stream.learn((fact.number, sum(own) / len(own)) for fact, own in measured if own and not fact.easier)
+        kinds, known = Kinds.of(facts, self.range), [value for fact in facts for value in fact.known]
+        if known:
+            successes, level = sum(map(sum, solved)), sum(known) / len(known)
+            line = self.watch.see(Seen(self.updates + 1, sum(kinds), kinds.failed, len(known), successes, level))
+            if line is not None:
+                self.say(line)
+        seconds = {f"seconds/{name}": spent for name, spent in self.attempts.seconds.items()}
+        return {**reward_metrics(facts), **group_metrics(kinds, trained), **shape_metrics(facts), **seconds}
+
+    def _without_scores(self, rollout: Rollout) -> bool:
+        """Whether nothing in a rollout has a score; said, and an InputError after some in a row."""
+        if any(not math.isnan(value) for fact in rollout.facts for value in fact.rewards):
+            self.unscored = 0
+            return False
+        self.unscored += 1
+        why = next((fact.why for fact in rollout.facts if fact.why), "all were cut at max_tokens (unfinished: ignore)")
+        self.say(f"no completion of rollout {self.rollouts} has a score, so nothing is learnt from it: {why}")
+        if self.unscored >= self.options.max_unscored:
+            raise InputError(
+                f"{self.unscored} rollouts in a row without a single score; the first reason: {why}. "
+                "Check the reward on a few completions, and the columns that it reads"
+            )
+        return True
+
+
+def batch_of(groups: Sequence[Group]) -> Batch:
+    """Groups as one batch, in their order, with their rewards and the sampler's log-probs."""
+    examples = [
+        Example(
+            list(group.draw.prompt.tokens),
+            [completion.tokens for completion in group.completions],
+            list(group.rewards),
+            [[True] * len(completion.tokens) for completion in group.completions],
+            group.draw.prompt.where,
+        )
+        for group in groups
+    ]
+    logp = [value for group in groups for completion in group.completions for value in completion.logp]
+    return replace(Batch.of(examples), rollout_logp=torch.tensor(logp, dtype=torch.float32))
