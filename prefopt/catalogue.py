@@ -104,6 +104,18 @@ CHOICES = (
         "`reinforce_pp` also learns from one answer per prompt.",
     ),
     Choice(
+        "prompts, a reward model, and memory for a second model that is trained",
+        ("ppo",),
+        "A critic, best started from the reward model, says at every token what was to be expected, so that one answer "
+        "per prompt is enough and credit goes to the tokens that earned it.",
+    ),
+    Choice(
+        "prompts, and a judge or reward that can only rank answers",
+        ("online_dpo",),
+        "The best and the worst of several answers of the model make a pair for DPO; how far apart their rewards are "
+        "does not matter.",
+    ),
+    Choice(
         "prompts, a reward, and several updates per rollout",
         ("gspo", "cispo", "sapo"),
         "They differ from `grpo` in what they do with a policy that has moved since it wrote the answers.",
@@ -221,7 +233,7 @@ def needs(facts: Any) -> list[tuple[str, str]]:
     rows = [
         ("data", f"{facts['data']}: {DATA[facts['data']]}."),
         ("reference", reference[reference_kind(facts)]),
-        ("trains", HEADS[facts["head"]] + "."),
+        ("trains", HEADS[facts["head"]] + (", and a critic that foresees the reward." if facts["critic"] else ".")),
         ("passes per update", passes + "."),
         ("learning rate", f"{rate(facts['learning_rate'])} for all weights, ten times that with an adapter."),
     ]

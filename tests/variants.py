@@ -16,9 +16,11 @@ from prefopt.objectives import (
     GSPO,
     IPO,
     KTO,
+    PPO,
     RLOO,
     SFT,
     DrGRPO,
+    OnlineDPO,
     ReinforcePP,
     RewardModel,
     SimPO,
@@ -66,6 +68,8 @@ VARIANTS: dict[str, Any] = {
     "cispo-lowest": CISPO(lowest=0.9, highest=1.1),
     "rloo-clip": RLOO(beta=0.0, clip=0.2, correction="token"),
     "reinforce-pp-baseline": ReinforcePP(baseline="group", kl="k2"),
+    "ppo-options": PPO(gamma=0.9, gae_lambda=0.5, whiten="both", entropy_bonus=0.01, value_weight=1.0, value_clip=None),
+    "online-dpo-ipo": OnlineDPO(loss_type="ipo"),
 }
 
 LONGEST = 8  # completion that may be drawn, for objectives that ask
