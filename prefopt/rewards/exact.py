@@ -25,7 +25,8 @@ def exact(
 ) -> DirectReward:
     """1 where the answer equals one of the row's answers, 0 where it differs or is missing.
 
-    Both are compared as NFC text after what `exact_ignore` names is taken out. A row without an answer gives None.
+    Both are compared as NFC text after what `exact_ignore` names is taken out. A text that is 10,000 characters longer
+    than ten times the longest answer is not read: it is 0. A row without an answer gives None.
     """
     return DirectReward(
         "exact",
@@ -44,6 +45,8 @@ def _score(
     given = find(sample.text, places, after)
     if given is None:
         return Score(0.0, "no answer: looked for " + ", then ".join(places))
+    if len(given) > 10_000 + 10 * max(map(len, right)):
+        return Score(0.0, f"an answer of {len(given):,} characters")
     expected = {normal(answer, ignore) for answer in right}
     return (
         Score(None, "nothing is left of the row's answer")

@@ -277,8 +277,7 @@ def has_title(text: str) -> bool:
 @instruction("detectable_format:number_bullet_lists")
 def number_of_bullets(text: str, num_bullets: int) -> bool:
     """Exactly so many lines that start with `*` (not `**`) or `-`."""
-    lines = [line.strip() for line in text.splitlines()]
-    return sum(line.startswith("-") or bool(re.match(r"\*[^*]", line)) for line in lines) == num_bullets
+    return len(re.findall(r"^[^\S\n]*(?:-|\*[^*\n])", text, re.MULTILINE)) == num_bullets
 
 
 @instruction("detectable_format:number_highlighted_sections")

@@ -7,7 +7,8 @@ system, which some of them can keep busy for hours.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from prefopt.records import text_of
@@ -22,6 +23,21 @@ POWER = r"\\times\s?10\^(?:\d|\{-?\d{1,3}\})"
 PLAIN = re.compile(rf"[-+]?\s?(?:{DIGITS}(?:\s?/\s?\d+|\s?{POWER})?|(?:\d+\s?)?{FRACTION}|\d+\s\d+/\d+)(?:\s?\\?%)?")
 UNIT = re.compile(r"(?<=[\d%}])\s?((?:[A-Za-z]+\s?){1,4})(?:\^\{?[23]\}?)?$")
 NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([A-Za-z, ]+\))?")
+
+
+class Grader:
+    """`grade` with options, for a process: it imports the algebra while it starts, and not in a sample's time."""
+
+    def __init__(self, **given: Any) -> None:
+        self.given = given
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _warm, (self.given,)
+
+
+def _warm(given: dict[str, Any]) -> Callable[..., list[Reasoned]]:
+    compare("0.5", "\\frac{1}{2}")
+    return partial(grade, **given)
 
 
 def grade(
@@ -73,6 +89,8 @@ def compare(given: str, right: str, expressions: bool = False) -> Reasoned:
         given = value.strip()
     if is_number(right) and not expressions and not is_number(given):
         return Reasoned(0.0, "not one number")
+    if is_integer(given) and is_integer(right):
+        return Reasoned(float(int(given.replace(",", "")) == int(right.replace(",", ""))), "")
     return _verified(*(without_unit(text) if is_number(text) else text for text in (given, right)))
 
 
@@ -113,6 +131,10 @@ def tidy(text: str) -> str:
 def is_number(text: str) -> bool:
     """Whether a tidied text is one number, perhaps with a unit."""
     return PLAIN.fullmatch(without_unit(text)) is not None
+
+
+def is_integer(text: str) -> bool:
+    return re.fullmatch(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)", text, re.ASCII) is not None
 
 
 def without_unit(text: str) -> str:

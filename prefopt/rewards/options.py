@@ -181,22 +181,14 @@ def _build(spec: Spec, options: RewardOptions, factories: Mapping[str, Factory])
     raise InputError(f"reward: {spec!r} is not one; {hint}")
 
 
-def _checked(function: Callable[..., Any], name: str, options: RewardOptions, **given: Any) -> FunctionReward:
+def _checked(function: Any, name: str, options: RewardOptions) -> FunctionReward:
     """One of prefopt's own checks, in processes that are killed where a completion keeps it busy."""
-    limits = options.limits(workers=min(4, os.cpu_count() or 1), alone=True)
-    return FunctionReward(partial(function, **given), limits, name)
+    return FunctionReward(function, options.limits(workers=min(4, os.cpu_count() or 1), alone=True), name)
 
 
 def _math(options: RewardOptions) -> Reward:
-    return _checked(
-        mathematics.grade,
-        "math",
-        options,
-        answer_column=options.answer_column,
-        math_answer=options.math_answer,
-        answer_after=options.answer_after,
-        math_expressions=options.math_expressions,
-    )
+    names = ("answer_column", "math_answer", "answer_after", "math_expressions")
+    return _checked(mathematics.Grader(**{name: getattr(options, name) for name in names}), "math", options)
 
 
 def _exact(options: RewardOptions) -> Reward:
@@ -206,11 +198,11 @@ def _exact(options: RewardOptions) -> Reward:
 def _format(options: RewardOptions) -> Reward:
     if options.format_pattern is None:
         return form.tags(options.format_tags)
-    return _checked(form.match, "format", options, pattern=form.compiled(options.format_pattern))
+    return _checked(partial(form.match, pattern=form.compiled(options.format_pattern)), "format", options)
 
 
 def _ifeval(options: RewardOptions) -> Reward:
-    return _checked(ifeval.follow, "ifeval", options, ifeval_score=options.ifeval_score)
+    return _checked(partial(ifeval.follow, ifeval_score=options.ifeval_score), "ifeval", options)
 
 
 def _length(options: RewardOptions) -> Reward:

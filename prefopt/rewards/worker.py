@@ -102,6 +102,8 @@ def send(connection: socket.socket, own: int, job: int, reply: Mapping[str, Any]
 def load(what: tuple[str, ...] | bytes) -> Callable[..., Any]:
     """The function: a pickle, or ("file", path, name). InputError's kin are told as any error is, with a traceback."""
     function: Any
+    # it warns that its own time limits are off: here the process has one
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     if isinstance(what, bytes):
         function = pickle.loads(what)
     else:
@@ -109,7 +111,6 @@ def load(what: tuple[str, ...] | bytes) -> Callable[..., Any]:
         function = getattr(_module(Path(path)), name)
     if not callable(function):
         raise TypeError(f"{short(function)} is not a function")
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
     return function
 
 
