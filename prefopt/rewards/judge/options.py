@@ -9,7 +9,6 @@ from typing import Literal
 from prefopt.endpoint import Patience
 from prefopt.records import InputError
 
-JudgeMode = Literal["rubric", "pairwise", "ranking"]
 MODES = ("rubric", "pairwise", "ranking")
 
 
@@ -25,7 +24,7 @@ class JudgeOptions:
     judge_model: str = ""
     # rubric: a score for each completion, one call each; pairwise: each two of a prompt's completions in both orders,
     # the most dependable and the most calls; ranking: all of a prompt's completions at once, in two orders
-    judge_mode: JudgeMode = "rubric"
+    judge_mode: Literal["rubric", "pairwise", "ranking"] = "rubric"
     # what a good answer is: a text file with one principle a line, or the principles; empty asks for helpfulness,
     # honesty and harmlessness
     principles: str | list[str] = ""
