@@ -21,8 +21,8 @@ from prefopt.rollout.reward_model import RewardModelOptions, RewardModelReward
 
 EXACT = ModelOptions(dtype="float32")
 ROLES = (
-    "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' ' }}{% if m['role'] == 'assistant' %}</s>{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
+    "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' ' }}"
+    "{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
 )
 
 
