@@ -5,12 +5,13 @@ from __future__ import annotations
 from prefopt.sandbox.machine import LEVELS, Machine, find
 from prefopt.sandbox.pool import Sandbox
 from prefopt.sandbox.process import Limits, SandboxError
-from prefopt.sandbox.programs import Call, Calls, Outcome, Program, Script, Tests, Verdict
+from prefopt.sandbox.programs import Asserts, Call, Calls, Outcome, Program, Script, Verdict
 from prefopt.sandbox.signs import SIGNS
 
 __all__ = [
     "LEVELS",
     "SIGNS",
+    "Asserts",
     "Call",
     "Calls",
     "Limits",
@@ -20,7 +21,6 @@ __all__ = [
     "Sandbox",
     "SandboxError",
     "Script",
-    "Tests",
     "Verdict",
     "find",
 ]

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from prefopt.sandbox import codec
-from prefopt.sandbox.programs import Call, Calls, Tests
+from prefopt.sandbox.programs import Asserts, Call, Calls
 
 UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
-def program(code: str, tests: str, entry: str = "", before: str = "") -> Calls | Tests:
+def program(code: str, tests: str, entry: str = "", before: str = "") -> Calls | Asserts:
     """A program with tests: asserts, or a function `check` that takes the function named `entry`.
 
     before: source with definitions that the tests use; of the program's own only functions that tests call are there
@@ -26,7 +26,7 @@ def program(code: str, tests: str, entry: str = "", before: str = "") -> Calls |
 
 
 @functools.lru_cache(4096)
-def _plan(tests: str, entry: str, before: str) -> Calls | Tests:
+def _plan(tests: str, entry: str, before: str) -> Calls | Asserts:
     """The tests of a program without its source."""
     try:
         tree = ast.parse(tests)
@@ -42,7 +42,7 @@ def _plan(tests: str, entry: str, before: str) -> Calls | Tests:
     names = [entry] if entry else free_names(tree, before)
     if not names:
         raise ValueError("tests that call no function of the program")
-    return Tests("", _imports(tree) + tests, names, "check" if alias else "", before)
+    return Asserts("", _imports(tree) + tests, names, "check" if alias else "", before)
 
 
 def _idle(statement: ast.stmt) -> bool:

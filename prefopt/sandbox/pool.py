@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from prefopt.sandbox import machine
@@ -56,31 +56,32 @@ class Sandbox:
 
     def _judge(self, program: Program, until: float) -> Verdict:
         why = ""
-        for _ in range(2):
+        for again in (False, True):
             if time.monotonic() >= until:
                 why = why or "the time of the whole batch was up before it ran"
                 break
             try:
-                with self._zygote() as zygote:
+                with self._zygote(again) as zygote:
                     return judge(zygote, program, until)
             except SandboxError as error:
                 why = str(error)
         return Verdict(Outcome.INFRA_ERROR, 0, 0, why)
 
     @contextlib.contextmanager
-    def _zygote(self):  # type: ignore[no-untyped-def]
-        """An idle zygote. One that fails is not used again."""
+    def _zygote(self, new: bool) -> Iterator[Zygote]:
+        """An idle zygote, or a new one in its place. One that fails is not used again."""
         zygote = self.idle.get()
+        worn = True
         try:
+            if zygote is not None and new:
+                self._drop(zygote)
+                zygote = None
             if zygote is None:
                 zygote = Zygote(self.machine.host, self.limits)
                 with self.lock:
                     self.zygotes.add(zygote)
             yield zygote
             worn = zygote.runs >= RUNS_PER_ZYGOTE
-        except BaseException:
-            worn = True
-            raise
         finally:
             if zygote is not None and worn:
                 self._drop(zygote)

@@ -74,7 +74,7 @@ class Script:
 
 
 @dataclass(frozen=True)
-class Tests:
+class Asserts:
     """A program that defines functions; its tests are code that runs in a process of its own and calls them.
 
     tests: source with asserts; each that runs is one test. names: the functions of the program that they call.
@@ -89,7 +89,7 @@ class Tests:
     before: str = ""
 
 
-Program = Calls | Script | Tests
+Program = Calls | Script | Asserts
 
 
 @dataclass(frozen=True)
@@ -340,7 +340,7 @@ def _lines(text: str) -> list[str]:
 # ---------------------------------------------------------------- tests in a process of their own
 
 
-def _tests(zygote: Zygote, program: Tests, until: float, tally: Tally) -> None:
+def _tests(zygote: Zygote, program: Asserts, until: float, tally: Tally) -> None:
     request: dict[str, Any] = {"role": "tests", "tests": program.tests, "before": program.before}
     request |= {"names": list(program.names), "check": program.check}
     with _process(zygote, {"role": "functions", "code": program.code}, until, tally) as candidate:
