@@ -206,7 +206,7 @@ def perform(task: Task) -> dict[str, Any]:
     )
     began = time.process_time()
     if objective.facts.head == "language":
-        found = bench.run(world, objective, rows(shape, task.seed), training)
+        found = bench.run(world, objective, rows(shape, task.seed), training, *judged(task, world))
         logp = bench.exact_logp(found.model, world.space)
         learnt = logp - world.reference
         points = [(step, point.kl, point.gold) for step, point in found.points]
@@ -223,6 +223,14 @@ def perform(task: Task) -> dict[str, Any]:
         "scaled": {str(d): scaled(world, learnt, d) for d in DISTANCES},
         "seconds": round(time.process_time() - began, 1),
     }
+
+
+def judged(task: Task, world: bench.World) -> tuple[Any, Any]:
+    """The reward that is learnt from, and the model that gives it, where a method is not told the true one."""
+    if not METHODS[task.name].learnt:
+        return None, None
+    scorer = bench.learn_scorer(world, EVERY["reward"](), rows("pairs", task.seed), bench.Training(seed=task.seed))
+    return bench.reward_of(scorer, world), scorer
 
 
 def along(world: bench.World, points: Sequence[tuple[int, float, float]], distance: float) -> float | None:

@@ -3,7 +3,7 @@
 from prefopt.bench.examples import Judge, demonstrations, labels, pairs, ratings, steps
 from prefopt.bench.measures import Measure, Point, best_at, best_of, frontier, measure, point, price, regret, tilted
 from prefopt.bench.space import Lookup, Space, exact_logp, exact_values
-from prefopt.bench.training import Run, Training, learn_reward, run
+from prefopt.bench.training import Run, Training, learn_reward, learn_scorer, reward_of, run
 from prefopt.bench.worlds import World, world
 
 __all__ = [
@@ -23,12 +23,14 @@ __all__ = [
     "frontier",
     "labels",
     "learn_reward",
+    "learn_scorer",
     "measure",
     "pairs",
     "point",
     "price",
     "ratings",
     "regret",
+    "reward_of",
     "run",
     "steps",
     "tilted",

@@ -20,6 +20,7 @@ from prefopt.bench.worlds import World
 from prefopt.budget import Budget
 from prefopt.data.source import Offline
 from prefopt.loop import Listener, LoopOptions, Models, train
+from prefopt.models.critic import ActorCritic, copied, value_model
 from prefopt.models.heads import HeadKind, fresh
 from prefopt.models.policy import Policy
 from prefopt.models.reference import Copied
@@ -78,15 +79,18 @@ def run(
     examples: Sequence[Example] | None = None,
     training: Training = DEFAULT,
     reward: Tensor | None = None,
+    scorer: Any = None,
 ) -> Run:
     """Train a copy of the reference on rows of this world or, online, on its own completions and their true rewards.
 
     examples: None for objectives that learn from completions of their own. reward [P, C]: of those; None: the true one.
     The result is the same for the same
-    arguments, and so is that of more threads but for rounding.
+    arguments, and so is that of more threads but for rounding. scorer: the reward model that a critic starts from,
+    which stays as it is; None: the reference with a head that says 0.
     """
     wanted: Any = dict.fromkeys(extras(objective), True)
     policy = Policy(world.policy_model(), "padded", **wanted)
+    actor = _with_critic(policy, scorer) if objective.facts.critic else policy
     moving = training.reference_sync_steps
     reference: Any = Copied.of(policy, Budget(EVERYTHING)) if moving else world.lookup()
     points = [(0, measure(world, exact_logp(policy.model, world.space)))]
@@ -101,8 +105,13 @@ def run(
         objective, source = _online(world, objective, training, reward)
     else:
         objective, source = _offline(objective, examples or [], training)
-    _train(Models(policy, reference), objective, source, training, listen)
+    _train(Models(actor, reference), objective, source, training, listen)
     return Run(policy.model, points)
+
+
+def _with_critic(policy: Policy, scorer: Any) -> ActorCritic:
+    classifier = copied(policy) if scorer is None else copy.deepcopy(scorer)
+    return ActorCritic(policy, value_model(classifier, "padded"))
 
 
 def learn_scorer(world: World, objective: Any, examples: Sequence[Example], training: Training = DEFAULT) -> Any:
@@ -113,6 +122,12 @@ def learn_scorer(world: World, objective: Any, examples: Sequence[Example], trai
     return model
 
 
+def reward_of(scorer: Any, world: World) -> Tensor:
+    """What a reward model says of every completion, [P, C]."""
+    value = exact_values(scorer, world.space)  # [P, C, L]
+    return value[:, torch.arange(len(world.space.tokens)), world.space.lengths - 1]
+
+
 def learn_reward(world: World, objective: Any, examples: Sequence[Example], training: Training = DEFAULT) -> Tensor:
     """The reward of every completion as a model learns it that starts from the reference with a new head, [P, C].
 
@@ -120,10 +135,9 @@ def learn_reward(world: World, objective: Any, examples: Sequence[Example], trai
     Of a process reward model: the log of the probability that all steps are right.
     """
     model = learn_scorer(world, objective, examples, training)
-    value = exact_values(model, world.space)  # [P, C, L]
     if objective.facts.head == "steps":
-        return (F.logsigmoid(value) * world.space.real).sum(2)
-    return value[:, torch.arange(len(world.space.tokens)), world.space.lengths - 1]
+        return (F.logsigmoid(exact_values(model, world.space)) * world.space.real).sum(2)
+    return reward_of(model, world)
 
 
 def _online(world: World, objective: Any, training: Training, reward: Tensor | None) -> tuple[Any, Any]:
