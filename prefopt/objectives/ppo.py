@@ -64,18 +64,20 @@ class PPO:
     # strength of the pull towards the reference, reward units per nat, taken off the reward of each token: larger stays
     # closer, 0 needs no reference
     beta: float = 0.05
-    # how far a token's probability may fall, as a share, before its gradient stops: larger moves faster, less safely
+    # how far a token's probability may fall, as a share, before its gradient stops: larger moves faster, smaller more
+    # safely
     clip_low: float = 0.2
     # how far it may rise: larger moves faster and keeps more variety, smaller is safer
     clip_high: float = 0.2
     # where a token did worse than expected, the ratio above which its gradient stops too (3 is usual): larger stops it
-    # later; null: never
+    # later, smaller sooner; null: never
     dual_clip: float | None = None
-    # weight of the critic's loss beside the policy's: larger learns values faster where both share a trunk; a critic of
-    # its own is moved at the learning rate whatever the weight, but for the clipping of gradients
+    # weight of the critic's loss beside the policy's: where both share a trunk, larger learns values faster and smaller
+    # leaves the policy more to itself; a critic of its own moves at the learning rate whatever the weight, but for the
+    # clipping of gradients
     value_weight: float = 0.1
-    # how far a value may move from what it was in the rollout before its gradient stops, reward units: larger (rewards
-    # far from the size of 1) learns faster, None never stops it
+    # how far a value may move from what it was in the rollout before its gradient stops, reward units: larger learns
+    # faster (for rewards larger than 1), smaller more steadily; null: it never stops
     value_clip: float | None = 0.2
     # weight of a reward one token later: 1 counts all alike, smaller prefers early ones
     gamma: float = 1.0
