@@ -116,7 +116,9 @@ def test_the_check_sees(file: str, text: str, wrong: list[str]) -> None:
 HEAVY = {"torch", "transformers", "datasets", "pandas", "pyarrow", "peft", "accelerate"}
 
 
-@pytest.mark.parametrize("module", ["prefopt", "prefopt.data", "prefopt.config", "prefopt.catalogue", "prefopt.cli"])
+@pytest.mark.parametrize(
+    "module", ["prefopt", "prefopt.data", "prefopt.rewards", "prefopt.config", "prefopt.catalogue", "prefopt.cli"]
+)
 def test_importing_it_does_not_import(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

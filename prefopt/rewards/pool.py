@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import prefopt
 from prefopt.rewards.channel import (
     DEADLINE,
     DIED,
@@ -138,7 +137,7 @@ def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     # found wherever the trainer found it: the package may not be installed
-    package = str(Path(prefopt.__file__).resolve().parent.parent)
+    package = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     with theirs:
         process = subprocess.Popen(
