@@ -35,6 +35,7 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "overlong_tokens": ("overlong",),
     "overlong_cache": ("overlong",),
     "repetition_ngram": ("repetition",),
+    **{f"code_{name}": ("code",) for name in ("credit", "sandbox", "seconds", "memory", "packages")},
 }
 
 Spec = str | Reward | Callable[..., Any]
@@ -91,6 +92,16 @@ class RewardOptions:
     overlong_cache: int | None = None
     # tokens in a run that repetition counts
     repetition_ngram: int = 3
+    # what code pays for: all tests together, or the share that passes
+    code_credit: Literal["all", "share"] = "all"
+    # how code holds programs in; best: the strictest that this machine can enforce, but never unsafe
+    code_sandbox: Literal["best", "strict", "standard", "unsafe"] = "best"
+    # seconds of processor time, whole, for one program of code
+    code_seconds: int = 4
+    # GiB of address space for one program of code
+    code_memory: float = 0.5
+    # packages that programs of code may import beside the standard library
+    code_packages: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("reward_deadline", "sample_deadline"):
@@ -98,9 +109,11 @@ class RewardOptions:
                 raise ValueError(f"{name} must be above 0 seconds, got {getattr(self, name)}")
         if not 0 <= self.reward_failures <= 1:
             raise ValueError(f"reward_failures must be from 0 to 1, got {self.reward_failures}")
-        if self.reward_memory is not None and not self.reward_memory > 0:
-            raise ValueError(f"reward_memory must be above 0 GiB, got {self.reward_memory}")
-        for name in ("reward_workers", "length_target", "overlong_tokens", "overlong_cache", "repetition_ngram"):
+        for name in ("reward_memory", "code_memory"):
+            if (gib := getattr(self, name)) is not None and not 0 < gib < math.inf:
+                raise ValueError(f"{name} must be above 0 GiB, got {gib}")
+        counts = ("length_target", "overlong_tokens", "overlong_cache", "repetition_ngram", "code_seconds")
+        for name in ("reward_workers", *counts):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if (self.overlong_cache or 0) > (self.overlong_tokens or math.inf):
@@ -217,6 +230,26 @@ def _repetition(options: RewardOptions) -> Reward:
     return length.repetition(options.repetition_ngram)
 
 
+def _code(options: RewardOptions) -> Reward:
+    from prefopt.rewards.code import CodeReward
+    from prefopt.sandbox import Limits as ProgramLimits
+
+    # the clock allows more than the processor: other programs run at the same time
+    limits = ProgramLimits(
+        seconds=1.5 * options.code_seconds,
+        cpu_seconds=options.code_seconds,
+        memory_bytes=int(options.code_memory * (1 << 30)),
+    )
+    return CodeReward(
+        options.code_credit,
+        options.code_sandbox,
+        limits,
+        options.reward_deadline,
+        options.reward_workers or 0,
+        options.code_packages,
+    )
+
+
 def _needed(options: RewardOptions, reward: str, name: str) -> int:
     value: int | None = getattr(options, name)
     if value is None:
@@ -232,4 +265,5 @@ BUILT_IN: Mapping[str, Callable[[RewardOptions], Reward]] = {
     "length": _length,
     "overlong": _overlong,
     "repetition": _repetition,
+    "code": _code,
 }

@@ -21,13 +21,18 @@ def test_every_name_builds_a_reward_that_scores(name: str) -> None:
         "length": {"length_target": 4},
         "overlong": {"overlong_tokens": 4, "overlong_cache": 2},
     }
-    columns = {"answer": "1", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    columns = {
+        "answer": "1",
+        "test_list": ["assert double(2) == 4"],
+        "instruction_id_list": ["punctuation:no_comma"],
+        "kwargs": [{}],
+    }
     reward = build(RewardOptions(reward=name, reward_workers=1, **needs.get(name, {})))
     try:
         (score,) = reward([Sample("p", r"\boxed{1}", [1, 2], columns=columns)])
     finally:
         reward.close()
-    assert score.value is not None and list(score.parts) == [name]
+    assert score.value is not None and next(iter(score.parts)) == name
     assert reward.counts == {name: {"scored": 1}}
 
 
@@ -59,6 +64,7 @@ def test_what_cannot_be_built_says_what_to_do(options: dict[str, Any], said: str
         {"reward_memory": 0.0},
         {"reward_workers": 0},
         {"repetition_ngram": 0},
+        {"code_memory": 0.0},
         {"overlong_tokens": 2, "overlong_cache": 3},
         {"reward_weights": [float("nan")]},
     ],
