@@ -12,7 +12,7 @@ from typing import Any, Literal
 from prefopt.records import InputError, Sample, Score
 from prefopt.rewards.channel import VALUE
 from prefopt.rewards.function import Failures
-from prefopt.sandbox import Call, Calls, Limits, Outcome, Program, Sandbox, Script, Verdict, asserts
+from prefopt.sandbox import Call, Calls, Limits, Outcome, Program, Sandbox, Script, Verdict, asserts, codec
 
 LANGUAGES = {"", "python", "python3", "py"}
 # columns in which a row may keep its own solution, the first that is there
@@ -204,6 +204,7 @@ def _pairs(columns: Mapping[str, Any], entry: str, start: str, solution: str | N
         raise ValueError(f"the row has no tests for code: none of the columns {read}")
     entry = entry or str(given.get("fn_name") or "")
     if entry:
+        codec.encode([list(inputs), list(outputs)])
         calls = [Call(entry, _arguments(one), value) for one, value in zip(inputs, outputs, strict=True)]
         return Task(lambda code: Calls(code, calls, tuples_as_lists=True), entry, start, solution)
     texts = list(map(_text, inputs)), list(map(_text, outputs))

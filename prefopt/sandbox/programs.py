@@ -211,13 +211,17 @@ def _error(tally: Tally, message: list[Any], where: str) -> None:
 
 
 def _calls(zygote: Zygote, program: Calls, until: float, tally: Tally) -> None:
-    expected = [codec.encode(call.expected) for call in program.calls]
+    try:
+        expected = [codec.encode(call.expected) for call in program.calls]
+        given = [_encoded(call.arguments, call.named) for call in program.calls]
+    except codec.Unsendable as error:
+        raise SandboxError(f"the tests: {error}") from None
     tally.signs |= _hard_coded(program)
     with _process(zygote, {"role": "functions", "code": program.code}, until, tally) as run:
         if not _loaded(run, tally):
             return
-        for number, (call, right) in enumerate(zip(program.calls, expected, strict=True), 1):
-            message = _call(run, call.function, *_encoded(call.arguments, call.named))
+        for number, (call, sent, right) in enumerate(zip(program.calls, given, expected, strict=True), 1):
+            message = _call(run, call.function, *sent)
             if message[0] == "error":
                 _error(tally, message, f"test {number}")
             elif _equal(message[1], right, program.tuples_as_lists):
