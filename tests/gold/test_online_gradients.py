@@ -16,16 +16,9 @@ from enumerated import Composed, Expected, Language, cosine, kl_gradient, to_go,
 from torch import Tensor
 
 from prefopt.batch import Batch
+from prefopt.objectives import BNPO, CISPO, DAPO, GRPO, GSPO, PPO, RLOO, SAPO, DrGRPO, LitePPO, MaxRL, ReinforcePP
 from prefopt.objectives.advantages import Advantage, centred, leave_one_out
-from prefopt.objectives.bnpo import BNPO
-from prefopt.objectives.cispo import CISPO
-from prefopt.objectives.dapo import DAPO
-from prefopt.objectives.dr_grpo import DrGRPO
 from prefopt.objectives.gae import gae
-from prefopt.objectives.grpo import GRPO
-from prefopt.objectives.gspo import GSPO
-from prefopt.objectives.lite_ppo import LitePPO
-from prefopt.objectives.maxrl import MaxRL
 from prefopt.objectives.policy_gradient import (
     SEQUENCE_MEAN,
     SEQUENCE_SUM,
@@ -37,10 +30,6 @@ from prefopt.objectives.policy_gradient import (
     clipped_by_completion,
     weighted,
 )
-from prefopt.objectives.ppo import PPO
-from prefopt.objectives.reinforce_pp import ReinforcePP
-from prefopt.objectives.rloo import RLOO
-from prefopt.objectives.sapo import SAPO
 
 TEXTS = Language(3, length=4, end=2)
 DRAW = torch.Generator().manual_seed(3)

@@ -19,10 +19,7 @@ from tabular import logit
 from torch import Tensor
 
 from prefopt.batch import Batch
-from prefopt.objectives.dr_grpo import DrGRPO
-from prefopt.objectives.grpo import GRPO
-from prefopt.objectives.maxrl import MaxRL
-from prefopt.objectives.rloo import RLOO
+from prefopt.objectives import GRPO, RLOO, DrGRPO, MaxRL
 from prefopt.rollout.groups import GroupFacts, Kinds, Range, group_metrics
 
 BOTH = Language(2)  # a wrong text and a right one
