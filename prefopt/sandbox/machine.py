@@ -101,7 +101,7 @@ def find(level: str = "best", packages: tuple[str, ...] = ()) -> Machine:
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise InputError(
         f"model-written code is not run here, because its confinement cannot be enforced ({why}). "
-        "`python -m prefopt.sandbox` checks a machine; level=unsafe runs code with resource limits only"
+        "`python -m prefopt.sandbox` checks a machine; the level unsafe runs programs with resource limits only"
     )
 
 
