@@ -44,6 +44,7 @@ ONLINE: dict[str, str] = {
     "rollout": "prefopt.rollout:RolloutOptions",
     "reward": "prefopt.rewards:RewardOptions",
     "judge": "prefopt.rewards.judge:JudgeOptions",
+    "reward_model": "prefopt.rollout.reward_model:RewardModelOptions",
     "vllm": "prefopt.models.vllm:VllmOptions",
 }
 
@@ -363,7 +364,9 @@ def located(place: str, key: str, message: str) -> str:
 def unknown(key: str, valid: Iterable[str], sections: Mapping[str, Section]) -> str:
     """Why `key` is no option: it belongs to other objectives, or is misspelt, and then the nearest valid one."""
     mine = class_name(sections["objective"]) if "objective" in sections else None
-    others = [
+    online = [name for name, objective in objectives().items() if objective.facts["data"] == "prompts"]
+    others = online if key in [row.key for row in describe(ONLINE)] else []
+    others = others or [
         name
         for name, objective in objectives().items()
         if class_name(objective.section) != mine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from prefopt.budget import Budget
 from prefopt.data import Dataset
 from prefopt.recipes.journal import Journal
 from prefopt.records import InputError, Reward
-from prefopt.rewards import RewardOptions
+from prefopt.rewards import Mixture, RewardOptions
 from prefopt.rewards import build as build_reward
 from prefopt.rollout import RolloutOptions
 from prefopt.rollout.attempts import Attempts
@@ -22,6 +23,8 @@ from prefopt.rollout.held_out import HeldOut
 from prefopt.rollout.prompts import Prompt, Stream
 from prefopt.rollout.samplers import build as build_sampler
 from prefopt.rollout.source import Online
+
+log = logging.getLogger("prefopt")
 
 
 def parted(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
@@ -52,6 +55,22 @@ def refuse_contradictions(objective: Any, settings: Mapping[str, Any]) -> None:
             f"max_length={limit} is for prompt and completion together and leaves no room for a prompt beside "
             f"max_tokens={options.max_tokens}; raise one or lower the other"
         )
+    _refuse_sharding(facts, settings)
+    if options.sampling.truncated and getattr(objective, "correction", "none") == "none":
+        log.warning(
+            "top_k, top_p or min_p: completions come from another distribution than the one that is trained; "
+            "correction=token weighs them by the difference"
+        )
+
+
+def _refuse_sharding(facts: Any, settings: Mapping[str, Any]) -> None:
+    if settings["model"].shard and settings["rollout"].sampler == "local":
+        raise InputError(
+            "shard: processes that share the weights cannot draw completions of unequal lengths with sampler: local; "
+            "use sampler: vllm, or leave shard out"
+        )
+    if settings["model"].shard and facts.critic:
+        raise InputError(f"shard: {facts.name} has a critic, which is not sharded; leave shard out, or take grpo")
 
 
 def prompts_of(data: Dataset) -> list[Prompt]:
@@ -62,7 +81,7 @@ def prompts_of(data: Dataset) -> list[Prompt]:
     ]
 
 
-def reward_for(settings: Mapping[str, Any], given: Sequence[Any]) -> Reward:
+def reward_for(settings: Mapping[str, Any], given: Sequence[Any]) -> Mixture:
     """The reward of a run. given: as `parted` has it."""
     options: RewardOptions = settings["reward"]
     return build_reward(replace(options, reward=[]), given or options.names, factories(settings))
@@ -70,18 +89,25 @@ def reward_for(settings: Mapping[str, Any], given: Sequence[Any]) -> Reward:
 
 def factories(settings: Mapping[str, Any]) -> dict[str, Callable[[], Reward]]:
     """What `prefopt.rewards` cannot build itself: the judge, and directories of reward models."""
-    from prefopt.rewards.judge import Judge
-
     options: RewardOptions = settings["reward"]
     folders = [name for name in options.names if Path(name).is_dir()]
     models = {name: partial(_reward_model, name, settings) for name in folders}
-    return {"judge": partial(Judge, settings["judge"]), **models}
+    return {"judge": partial(_judge, settings), **models}
+
+
+def _judge(settings: Mapping[str, Any]) -> Reward:
+    """A judge that answers. InputError, with its address, where none does."""
+    from prefopt.rewards.judge import Judge
+
+    judge = Judge(settings["judge"])
+    judge.ping()
+    return judge
 
 
 def _reward_model(folder: str, settings: Mapping[str, Any]) -> Reward:
     from prefopt.rollout.reward_model import RewardModelReward
 
-    made: Reward = RewardModelReward(folder, settings["model"])
+    made: Reward = RewardModelReward(folder, settings["model"], settings["reward_model"])
     return made
 
 
@@ -95,6 +121,7 @@ class Rollouts:
         self.objective, self.settings, self.journal = plan.objective, settings, journal
         self.data, self.held_out, self.easier = plan.data, plan.held_out, plan.easier
         self.options: RolloutOptions = settings["rollout"]
+        self.steps = plan.steps
         self.reward = reward_for(settings, given)
 
     def start(self, policy: Any, tokenizer: Any, budget: Budget) -> None:
@@ -118,6 +145,7 @@ class Rollouts:
             self.options,
             batch_size=self.settings["loop"].batch_size,
             budget=budget,
+            steps=self.steps,
             seed=run.seed,
             tell=self._keep,
             say=self.journal.say,
@@ -134,10 +162,13 @@ class Rollouts:
         return None if check is None else lambda: check(self.policy)
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json says of rollouts: held-out reward with intervals, and the stall if there was one."""
+        """What summary.json says of rollouts: held-out reward with intervals, what became of the reward's samples, and
+        the stall if there was one.
+        """
         stall = self.source.watch.found
         return {
             "held_out": self.check.summary() if self.check else None,
+            "rewards": {name: dict(counts) for name, counts in self.reward.counts.items()},
             "stalled": stall.summary() if stall else None,
         }
 

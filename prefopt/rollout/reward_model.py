@@ -65,7 +65,7 @@ class RewardModelReward:
                 "and give its directory"
             )
         loaded = load(source, model_options, ranks.device(), head)
-        self.name, self.source, self.options = Path(source).name, str(source), options
+        self.name, self.source, self.options = _name(Path(source)), str(source), options
         self.policy: Any = Policy(adapt(loaded.model, LoraOptions(), loaded.adapter))
         self.policy.model.requires_grad_(False)
         self.encoder = Encoder(loaded.tokenizer)
@@ -173,6 +173,11 @@ class RewardModelReward:
         mean, deviation = _spread([Score(value) for value in values], path)
         log.info("%s: scores less %.4g, over %.4g: of %d demonstrations", self.name, mean, deviation, len(values))
         return mean, deviation
+
+
+def _name(source: Path) -> str:
+    """The run's name where the model lies in a run's folder, since all of those are called `model`."""
+    return source.resolve().parent.name if source.name == "model" else source.name
 
 
 def _spread(scores: Sequence[Score], where: str) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,11 @@ def test_a_scale_that_is_none_is_refused(folder, scale):
 def test_a_first_batch_without_spread_is_no_scale(folder):
     with pytest.raises(InputError, match="1 scores of the first batch have no spread"):
         scaled(folder, "first")(SAMPLES[:1])
+
+
+def test_a_model_of_a_run_is_called_by_the_runs_name(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "taste-3" / "model")
+    assert RewardModelReward(tmp_path / "taste-3" / "model", EXACT).name == "taste-3"
 
 
 def test_without_a_scale_there_are_no_parts(reward):
