@@ -36,6 +36,8 @@ prefopt train RECIPE.yaml [key=value ...]
   --model DIR            a model directory or hub name
   --data FILE            JSONL, JSON, Parquet, CSV, a dataset directory or a hub name
   --eval-data FILE       held-out rows
+  --reward NAME          what completions are rewarded for, where the model writes them: math, exact, code, judge, ...,
+                         a function as file.py:function, or a reward model's directory; repeat to add up several
   --out RUN              the run's folder
   --map chosen=good      read the column `good` as `chosen`; repeat for more
   --skip-bad             count bad rows and go on, instead of stopping at the first
@@ -251,6 +253,7 @@ def train(words: list[str]) -> None:
     parser.add_argument("words", nargs="*")
     for flag in TRAIN_FLAGS:
         parser.add_argument(f"--{flag.replace('_', '-')}")
+    parser.add_argument("--reward", action="append")
     parser.add_argument("--map", action="append", default=[])
     for flag in ("--skip-bad", "--print-config", "--dry-run", "--json"):
         parser.add_argument(flag, action="store_true")
@@ -276,6 +279,8 @@ def train_layers(given: argparse.Namespace) -> tuple[str, list[config.Layer]]:
     flags = config.Layer({option: getattr(given, flag) for flag, option in TRAIN_FLAGS.items() if getattr(given, flag)})
     if given.skip_bad:
         flags["skip_bad"] = True
+    if given.reward:
+        flags["reward"] = given.reward
     if not first.endswith(RECIPE_SUFFIXES):
         typed.pop("objective", None)
         return first, [flags, typed]

@@ -102,8 +102,11 @@ class Plan:
 
 def plan(*, objective: Any, **options: Any) -> Plan:
     """Read and tokenise the data without loading weights. InputError as for `train`."""
-    named, _ = online.parted(options)
-    return _planned(objective, _settings(objective, named))
+    named, rewards = online.parted(options)
+    settings = _settings(objective, named)
+    if is_online(objective):
+        online.reward_for(settings, rewards).close()  # that there is one, and that it loads
+    return _planned(objective, settings)
 
 
 def _planned(objective: Any, settings: dict[str, Any], say: Callable[[str], None] = lambda text: None) -> Plan:
@@ -159,7 +162,7 @@ def _train(objective: Any, settings: dict[str, Any], rewards: list[Any], journal
     rollouts = _rollouts(plan, settings, rewards, journal)
     clock.lap("data")
     policy, tokenizer = _loaded(plan, settings, journal)
-    actor = _with_critic(policy, plan, settings, tokenizer, journal)
+    actor, critic_tokenizer = _with_critic(policy, plan, settings, tokenizer, journal)
     clock.lap("load")
     budget = budget_for(settings["loop"], ranks.device(), settings["model"].shard, repeat=repeats(actor))
     if rollouts:
@@ -185,6 +188,7 @@ def _train(objective: Any, settings: dict[str, Any], rewards: list[Any], journal
     _updates(plan, settings, Models(actor, reference), budget, peak, listeners, rollouts)
     clock.lap("training")
     model_dir = best.folder if best else save(actor, tokenizer, out / "model")
+    _save_critic(actor, critic_tokenizer, out / "critic")
     clock.lap("save")
     summary = {
         "objective": plan.objective.facts.name,
@@ -229,15 +233,26 @@ def _loaded(plan: Plan, settings: dict[str, Any], journal: Journal) -> tuple[Pol
     return policy, loaded.tokenizer  # not the plan's: a score head comes with padding of its own
 
 
-def _with_critic(policy: Policy, plan: Plan, settings: dict[str, Any], tokenizer: Any, journal: Journal) -> Any:
-    """What is trained: the policy, with a critic where the objective has one."""
+def _with_critic(
+    policy: Policy, plan: Plan, settings: dict[str, Any], tokenizer: Any, journal: Journal
+) -> tuple[Any, Any]:
+    """What is trained, the policy with a critic where the objective has one, and the tokenizer of such a critic."""
     if not plan.objective.facts.critic:
-        return policy
+        return policy, None
     from prefopt.models.critic import build
 
     made = build(policy, settings["critic"], settings["model"], tokenizer)
     journal.say(made.words)
-    return made.actor
+    return made.actor, made.tokenizer
+
+
+def _save_critic(actor: Any, tokenizer: Any, folder: Path) -> None:
+    """A critic with weights of its own, as it is after the last update, in the form of a reward model."""
+    critic = getattr(actor, "critic", None)
+    if critic is not None and ranks.is_main():
+        with critic.ordinary() as model:
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _first_rows(plan: Plan, settings: dict[str, Any], rollouts: online.Rollouts | None) -> Batch:
@@ -420,7 +435,8 @@ def _clear(out: Path) -> None:
     """Remove an earlier run's result, once this one is known to work."""
     ranks.barrier()
     if ranks.is_main():
-        shutil.rmtree(out / "model", ignore_errors=True)
+        for name in ("model", "critic"):
+            shutil.rmtree(out / name, ignore_errors=True)
         for name in ("metrics.jsonl", "completions.jsonl", "summary.json"):  # a run that broke off leaves some
             (out / name).unlink(missing_ok=True)
 

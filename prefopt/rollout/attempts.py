@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -20,12 +21,24 @@ T = TypeVar("T")
 class Attempts:
     """Samples and scores this process's share of prompts.
 
-    seconds: spent on "sampling" and "scoring" since it was last emptied.
+    seconds: spent on "sampling" and "scoring" since the last `begin`.
     """
 
     def __init__(self, sampler: Sampler, reward: Reward, tokenizer: Any, options: RolloutOptions) -> None:
         self.sampler, self.reward, self.text, self.options = sampler, reward, Text(tokenizer), options
         self.seconds: dict[str, float] = {}
+
+    def begin(self, step: int, steps: int) -> None:
+        """A rollout begins, after `step` of `steps` updates: rewards that ask are told."""
+        self.seconds = {}
+        if hasattr(self.reward, "at"):
+            self.reward.at(step, steps)
+
+    def logged(self) -> dict[str, float]:
+        """What functions logged of the last batch themselves, by name, the mean over processes."""
+        shares = ranks.gather(dict(getattr(self.reward, "metrics", {})))
+        names = sorted({name for share in shares for name in share})
+        return {name: statistics.fmean(share[name] for share in shares if name in share) for name in names}
 
     def at(self, draws: Sequence[Draw], n: int, sampling: Sampling) -> list[Group]:
         """n scored completions of each draw.

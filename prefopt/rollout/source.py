@@ -52,7 +52,8 @@ class Online:
     """Rollouts without end, each cut into updates.
 
     The objective's targets are computed once for a whole rollout, by the policy that drew it, and cut with it.
-    batch_size: prompts of an update over all processes, of which rank r takes every `world`-th from its r-th on.
+    batch_size: prompts of an update over all processes, of which rank r takes every `world`-th from its r-th on. steps:
+    updates of the run, for rewards that ask how far it is.
     seen: metrics of how the last batch came about; those of a rollout are told with its first update.
     tell: told of every rollout's groups. say: lines for the log. watch.found: the latest stall.
     InputError where a batch has fewer prompts than there are processes.
@@ -67,6 +68,7 @@ class Online:
         *,
         batch_size: int,
         budget: Budget,
+        steps: int = 0,
         seed: int = 0,
         tell: Told = lambda step, groups: None,
         say: Callable[[str], None] = log.warning,
@@ -74,7 +76,8 @@ class Online:
         if batch_size < ranks.world():
             raise InputError(f"batch_size is {batch_size} and there are {ranks.world()} processes; give each a prompt")
         self.stream, self.attempts, self.objective, self.options = stream, attempts, objective, options
-        self.batch_size, self.budget, self.seed, self.tell, self.say = batch_size, budget, seed, tell, say
+        self.batch_size, self.budget, self.steps, self.seed = batch_size, budget, steps, seed
+        self.tell, self.say = tell, say
         self.steps_per_epoch = len(stream.prompts) * options.rollout_passes / batch_size
         self.seen: dict[str, float] = {}
         self.updates, self.rollouts, self.unscored = 0, 0, 0
@@ -128,7 +131,7 @@ class Online:
 
     def _rollout(self, policy: Any) -> Rollout:
         self.rollouts += 1
-        self.attempts.seconds = {}
+        self.attempts.begin(self.updates, self.steps)
         self.attempts.sampler.update(getattr(policy, "policy", policy))  # a critic writes nothing
         shares = self._shares()
         sizes = [len(share) for share in shares]
@@ -175,7 +178,8 @@ class Online:
             if line is not None:
                 self.say(line)
         seconds = {f"seconds/{name}": spent for name, spent in self.attempts.seconds.items()}
-        return {**reward_metrics(facts), **group_metrics(kinds, trained), **shape_metrics(facts), **seconds}
+        said = {f"reward/{name}": value for name, value in self.attempts.logged().items()}
+        return {**reward_metrics(facts), **said, **group_metrics(kinds, trained), **shape_metrics(facts), **seconds}
 
     def _without_scores(self, rollout: Rollout) -> bool:
         """Whether nothing in a rollout has a score; said, and an InputError after some in a row."""
