@@ -425,6 +425,46 @@ BUGS = [
         tests="tests/models/test_reference.py",
         words="follows_is",
     ),
+    Bug(
+        "rewards: not a number is a number",
+        "rewards/channel.py",
+        "if not abs(found) <= LARGEST:\n        return",
+        "if abs(found) > LARGEST:\n        return",
+        tests="tests/rewards/test_function.py",
+        words="what_is_no_number",
+    ),
+    Bug(
+        "rewards: a part that failed counts 0",
+        "rewards/mixture.py",
+        "if failed:\n",
+        "if all(score.value is None for score in row):\n",
+        tests="tests/rewards/test_mixture.py",
+        words="failed_part",
+    ),
+    Bug(
+        "rewards: a batch that raised is lost as a whole",
+        "rewards/function.py",
+        "elif len(job.units) > 1 and outcome.kind != DEADLINE:",
+        "elif len(job.units) > len(samples):",
+        tests="tests/rewards/test_function.py",
+        words="loses_its_own_sample and raises",
+    ),
+    Bug(
+        "rewards: an equation that ends in the answer is right",
+        "rewards/math.py",
+        "if equals and not NAME.fullmatch(name.strip()):",
+        "if equals and not name:",
+        tests="tests/rewards/test_math.py",
+        words="these_are_not",
+    ),
+    Bug(
+        "rewards: a missing answer equals a missing answer",
+        "rewards/answers.py",
+        "return found if found and all(found) else",
+        "return found if found else",
+        tests="tests/rewards/test_exact.py",
+        words="missing_answer",
+    ),
 ]
 
 

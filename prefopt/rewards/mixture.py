@@ -7,7 +7,7 @@ import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Any, Literal
 
 from prefopt.records import InputError, Reward, Sample, Score
 from prefopt.rewards.channel import ABSTAINED, RAISED
@@ -72,6 +72,15 @@ class Mixture:
         for reward in self.rewards:
             own: Mapping[str, float] = getattr(reward, "metrics", {})
             found.update({f"{reward.name}/{name}": value for name, value in own.items()})
+        return found
+
+    @property
+    def extra(self) -> dict[str, list[Any]]:
+        """What functions gave to `log_extra` in the last call, a value for each sample, under `REWARD/COLUMN`."""
+        found: dict[str, list[Any]] = {}
+        for reward in self.rewards:
+            own: Mapping[str, list[Any]] = getattr(reward, "extra", {})
+            found.update({f"{reward.name}/{column}": values for column, values in own.items()})
         return found
 
     def at(self, step: int, max_steps: int) -> None:

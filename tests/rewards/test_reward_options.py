@@ -98,14 +98,17 @@ def test_names_functions_and_objects_are_mixed(tmp_path: Path) -> None:
         reward.close()
 
 
-def test_a_run_tells_functions_where_it_is() -> None:
-    def step(completions: list[str], trainer_state: Any) -> list[float]:
+def test_a_run_tells_functions_where_it_is_and_hears_what_they_log() -> None:
+    def step(completions: list[str], trainer_state: Any, log_extra: Any, log_metric: Any) -> list[float]:
+        log_extra("size", map(len, completions))
+        log_metric("half", 0.5)
         return [trainer_state.global_step / trainer_state.max_steps] * len(completions)
 
     reward = build(RewardOptions(), [step])
     try:
         reward.at(3, 12)
         assert reward([Sample("p", "c")])[0].value == 0.25
+        assert reward.extra == {"step/size": [1]} and reward.metrics == {"step/half": 0.5}
     finally:
         reward.close()
 
