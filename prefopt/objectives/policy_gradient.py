@@ -176,7 +176,7 @@ def gated(rising: float, falling: float) -> Surrogate:
 
     def surrogate(batch: Batch, logp: Tensor, move: Tensor, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         ratio = move.exp()
-        temperature = torch.where(advantage > 0, rising, falling)  # [K]
+        temperature = torch.full_like(ratio, falling).masked_fill(advantage > 0, rising)  # [K]
         gate = 4 / temperature * torch.sigmoid(temperature * (ratio - 1))
         return -gate * advantage, {"ratio": ratio.detach()[scored_tokens(batch)]}
 
