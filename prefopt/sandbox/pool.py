@@ -61,14 +61,14 @@ class Sandbox:
                 why = why or "the time of the whole batch was up before it ran"
                 break
             try:
-                with self._zygote(again) as zygote:
+                with self._zygote(again, until) as zygote:
                     return judge(zygote, program, until)
             except SandboxError as error:
                 why = str(error)
         return Verdict(Outcome.INFRA_ERROR, 0, 0, why)
 
     @contextlib.contextmanager
-    def _zygote(self, new: bool) -> Iterator[Zygote]:
+    def _zygote(self, new: bool, until: float) -> Iterator[Zygote]:
         """An idle zygote, or a new one in its place. One that fails is not used again."""
         zygote = self.idle.get()
         worn = True
@@ -77,7 +77,7 @@ class Sandbox:
                 self._drop(zygote)
                 zygote = None
             if zygote is None:
-                zygote = Zygote(self.machine.host, self.limits)
+                zygote = Zygote(self.machine.host, self.limits, until)
                 with self.lock:
                     self.zygotes.add(zygote)
             yield zygote

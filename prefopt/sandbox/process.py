@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -22,7 +24,8 @@ from typing import Any
 from prefopt.sandbox import codec
 
 START_SECONDS = 5.0  # for a zygote, or a program's process, to say that it is there
-STOP_SECONDS = 0.7  # for a zygote to say that a process it was told to kill has ended
+LATE_SECONDS = 0.2  # in which an answer sent in time is still read, where this side comes late
+STOP_SECONDS = 0.6  # for a zygote to say that a process it was told to kill has ended
 SOURCES = ("codec", "confine", "signs", "inside", "zygote")
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "TZ": "UTC", "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1"}
 # -s -S: no packages of the user or the site. Not -I, which would ignore the seed of hashes.
@@ -132,9 +135,9 @@ _keeper_of: tuple[int, ThreadPoolExecutor] | None = None
 
 
 class Zygote:
-    """A running zygote. SandboxError, with what it said, if it does not start."""
+    """A running zygote. SandboxError, with what it said, if it does not start, by `until` where that is given."""
 
-    def __init__(self, host: Host, limits: Limits) -> None:
+    def __init__(self, host: Host, limits: Limits, until: float = math.inf) -> None:
         self.limits, self.runs = limits, 0
         self.endings: dict[int, dict[str, Any]] = {}
         self.said = os.memfd_create("zygote-errors")
@@ -145,7 +148,7 @@ class Zygote:
             names = ["prefopt", "prefopt.sandbox", *(f"prefopt.sandbox.{name}" for name in SOURCES)]
             texts = ["", "", *map(_source, SOURCES)]
             self.control.send(json.dumps([list(zip(names, texts, strict=True)), host.settings(limits)]).encode())
-            self.version = self._hear("ready", time.monotonic() + START_SECONDS)["version"]
+            self.version = self._hear("ready", min(time.monotonic() + START_SECONDS, until))["version"]
         except (OSError, SandboxError, RuntimeError) as error:
             why = self._errors() or str(error)
             self.close()
@@ -198,7 +201,7 @@ class Zygote:
         except TimeoutError:
             if what == "ended":
                 raise
-            raise SandboxError(f"not {what} after {START_SECONDS:g} seconds") from None
+            raise SandboxError(f"not {what} in time") from None
         except OSError as error:
             raise SandboxError(f"the zygote is gone: {error}") from None
         message = json.loads(text) if text else {}
@@ -291,8 +294,11 @@ class Run:
         return b"".join(pieces)
 
     def _wait(self) -> None:
-        # at least a moment: an answer that was sent in time is read even if this thread comes late
-        self.channel.settimeout(max(self.until - time.monotonic(), 1e-3))
+        """Let the next operation take what time is left. Irregular once that is over, and a moment for what is late."""
+        left = self.until - time.monotonic()
+        if left < -LATE_SECONDS:
+            raise Irregular("timeout", "it did not answer in time")
+        self.channel.settimeout(max(left, 1e-3))
 
     def stop(self, patience: float = 0.0) -> End:
         """End the process, after `patience` seconds in which it may end by itself, and say how it ended.
@@ -301,7 +307,7 @@ class Run:
         """
         now = time.monotonic()
         said = self.zygote.ended(self.number, now + patience) if patience else None
-        stopped = said is None
+        told = said is None
         if said is None:
             self.zygote.tell(stop=self.number)
             said = self.zygote.ended(self.number, time.monotonic() + STOP_SECONDS)
@@ -311,6 +317,7 @@ class Run:
         if "refused" in said:
             raise SandboxError(str(said["refused"]))
         code = os.waitstatus_to_exitcode(said["status"])
+        stopped = told and code == -signal.SIGKILL
         return End(max(code, 0), max(-code, 0), stopped, said["cpu"], said["memory"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -64,6 +65,15 @@ def test_each_way_to_fail_has_its_outcome(sandbox: Sandbox, code: str, outcome: 
     verdict = judged(sandbox, Calls(code, CALLS))
     assert (verdict.outcome, verdict.passed, verdict.total) == (outcome, 0, 2), verdict.why
     assert verdict.why
+
+
+def test_an_answer_byte_by_byte_ends_at_the_limit(sandbox: Sandbox) -> None:
+    code = "import os, struct, time\nos.write(3, struct.pack('!I', 1 << 19))\nfor _ in range(1 << 19):\n"
+    code += "    os.write(3, b' ')\n    time.sleep(1e-4)\n"
+    start = time.monotonic()
+    verdict = judged(sandbox, Calls(code, CALLS))
+    assert verdict.outcome is Outcome.TIMEOUT
+    assert time.monotonic() - start < 1.5 + 1.0
 
 
 def test_a_tuple_answers_for_a_list_only_where_asked(sandbox: Sandbox) -> None:
