@@ -261,7 +261,8 @@ def save_model(folder: Path, seed: int = 0, architecture: str = "llama") -> Path
 def write_rows(path: Path, data: str, num: int = 24, seed: int = 0) -> Path:
     """Text rows in the usual columns. The good answer says `good`, the bad one `bad`; demonstrations are good.
 
-    Ratings: a third answer says nothing of either. Steps: right ones end in `good`, wrong ones in `bad`.
+    Ratings: a third answer says nothing of either. Steps: right ones end in `good`, wrong ones in `bad`. Prompts: which
+    of the two words is the answer stands in a column of its own.
     """
     draw = random.Random(seed)
 
@@ -281,6 +282,7 @@ def write_rows(path: Path, data: str, num: int = 24, seed: int = 0) -> Path:
                 "completions": [f" {words(1)} {said}" for said in ("good", "bad", "good")],
                 "labels": [True, False, True],
             },
+            "prompts": {"answer": "bad" if number % 2 else "good"},
         }
         lines.append(json.dumps({"prompt": prompt, **forms[data]}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
