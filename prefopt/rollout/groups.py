@@ -132,7 +132,7 @@ def reward_metrics(groups: Sequence[GroupFacts]) -> dict[str, float]:
     """Mean reward, its spread, its parts and the share that is missing, over all completions."""
     values = [value for group in groups for value in group.values]
     known = [value for value in values if value is not None]
-    found = {"unscored": 1 - len(known) / len(values)} if values else {}
+    found = {"unscored": (len(values) - len(known)) / len(values)} if values else {}
     if known:
         found |= {"reward": statistics.fmean(known), "reward_std": statistics.pstdev(known)}
     parts: dict[str, list[float]] = {}
