@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from attacks import REFUSED, Attack, Place, attacks
 
 from prefopt.records import InputError
-from prefopt.sandbox import find
+from prefopt.sandbox import confine, find
 from prefopt.sandbox.machine import NOBODY
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,15 @@ def outcome(request: pytest.FixtureRequest) -> dict[str, Any]:
     done = subprocess.run([python, script, level], capture_output=True, text=True, env=environment, timeout=300, **user)
     assert done.returncode == 0, done.stderr
     return {"level": level, **json.loads(done.stdout)}
+
+
+def test_the_standard_level_holds_where_the_kernel_can_enforce_it() -> None:
+    """The other tests skip what the machine cannot; a sandbox that is broken must not look like such a machine."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        pytest.skip("the standard level needs Linux on x86-64")
+    if confine.landlock_version() == 0:
+        pytest.skip("this kernel has no Landlock")
+    assert find("standard").level == "standard"
 
 
 @pytest.mark.parametrize("attack", ALL, ids=lambda attack: f"{attack.number:02}-{attack.name}")
