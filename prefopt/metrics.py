@@ -208,20 +208,22 @@ METRICS: dict[str, Metric] = {
         "starts at 0; often falls slowly",
     ),
     "ratio": Metric(
-        "probability under the policy over that under the policy which drew the completion: of each token, or of the "
-        "whole completion (gspo, rloo)",
+        "probability under the policy over that under the policy which drew the completion: of each token, its "
+        "geometric mean over a completion's tokens (gspo), or of the whole completion (rloo, maxrl)",
         "",
         "1 with one update per rollout; near 1 otherwise",
     ),
     "clip_fraction/low": Metric(
-        "share of tokens whose gradient stops because their probability fell far enough",
+        "share of tokens whose gradient stops because their probability fell far enough; in cispo, whose weight is "
+        "raised to the least",
         "share",
-        "0 with one update per rollout; below 0.2 otherwise",
+        "0 with one update per rollout; below 0.2 otherwise, in gspo well above",
     ),
     "clip_fraction/high": Metric(
-        "share of tokens whose gradient stops because their probability rose far enough",
+        "share of tokens whose gradient stops because their probability rose far enough; in cispo, whose weight is "
+        "cut",
         "share",
-        "0 with one update per rollout; below 0.2 otherwise",
+        "0 with one update per rollout; below 0.2 otherwise, in gspo well above",
     ),
     "kl_reference": Metric(
         "distance from the reference on the policy's own completions: mean log p / p_reference of a whole completion",
