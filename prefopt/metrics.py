@@ -220,8 +220,7 @@ METRICS: dict[str, Metric] = {
         "0 with one update per rollout; below 0.2 otherwise, in gspo well above",
     ),
     "clip_fraction/high": Metric(
-        "share of tokens whose gradient stops because their probability rose far enough; in cispo, whose weight is "
-        "cut",
+        "share of tokens whose gradient stops because their probability rose far enough; in cispo, whose weight is cut",
         "share",
         "0 with one update per rollout; below 0.2 otherwise, in gspo well above",
     ),
