@@ -3,7 +3,8 @@
     python benchmarks/sandbox.py
 
 A run is a new process, confined, a program that defines a function, and two calls. Beside it, what a new interpreter
-costs that does nothing. Written to benchmarks/results/sandbox.json.
+costs that does nothing. Written to benchmarks/results/sandbox.json. On a machine that others use too, `chrt -r 5` before
+the command measures without them.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ def main() -> None:
     python = os.path.realpath(sys.executable)
     found: dict[str, Any] = {level: measure(level, times) for level in ("standard", "strict", "unsafe")}
     found["a new interpreter"] = milliseconds(lambda: subprocess.run([python, "-I", "-S", "-c", ""], check=True), 50)
-    where = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "linux": platform.release(), "times": times}
+    priority = "normal" if os.sched_getscheduler(0) == os.SCHED_OTHER else "real time"
+    where = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "priority": priority}
+    where |= {"linux": platform.release(), "times": times}
     RESULTS.write_text(json.dumps({**found, "machine": where}, indent=2) + "\n", encoding="utf-8")
     for name, numbers in found.items():
         print(f"{name}: {numbers}")
