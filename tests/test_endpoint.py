@@ -167,3 +167,17 @@ def test_a_key_comes_from_the_environment(monkeypatch):
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(InputError, match="JUDGE_KEY is not set"):
         key_from("JUDGE_KEY")
+
+
+def test_a_call_that_hangs_is_given_up_long_before_the_batch_and_makes_room_for_the_next():
+    def answer(request):
+        return Answer({}, fault="hang") if request.body["n"] == 0 else WELL
+
+    with serving(answer) as server:
+        endpoint = Endpoint(server.url, Patience(call=0.3, concurrency=1))
+        before = time.monotonic()
+        found = endpoint.gather([lambda n=n: endpoint.send("/x", {"n": n}) for n in range(3)], 10.0)
+        assert time.monotonic() - before < 5
+        assert [reply.body for reply in found] == [None, {"well": True}, {"well": True}]
+        assert "in time" in found[0].why and endpoint.counts["lost"] == 1
+        endpoint.close()
