@@ -24,6 +24,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAWS, LOOP = "tests/test_laws.py", "tests/test_loop.py"
 ADVANTAGES, ON_GROUPS = "tests/objectives/test_advantages.py", "tests/objectives/test_policy_gradient.py"
+GAE, PPO = "tests/objectives/test_gae.py", "tests/objectives/test_ppo.py"
 
 
 @dataclass(frozen=True)
@@ -640,6 +641,110 @@ BUGS = [
         "return found if found else",
         tests="tests/rewards/test_exact.py",
         words="missing_answer",
+    ),
+    Bug(
+        "GAE: a completion's last value looks into the next completion",
+        "objectives/gae.py",
+        "after[:-1] = torch.where(own[1:] == own[:-1], x[1:], 0)",
+        "after[:-1] = x[1:]",
+        tests=GAE,
+        words="by_hand or lambda_one",
+    ),
+    Bug(
+        "GAE: advantages flow from one completion into the one before",
+        "objectives/gae.py",
+        "within := own[reach:] == own[:-reach]",
+        "within := own[reach:] >= own[:-reach]",
+        tests=GAE,
+        words="by_hand or lambda_one",
+    ),
+    Bug(
+        "GAE: the next value without its discount",
+        "objectives/gae.py",
+        "gamma * _next(now, own)",
+        "_next(now, own)",
+        tests=GAE,
+        words="by_hand or recursion",
+    ),
+    Bug(
+        "GAE: tool output is a step",
+        "objectives/gae.py",
+        "    step = batch.trained.nonzero()[:, 0]  # [S]\n    own = batch.owner[step]  # [S]\n    now",
+        "    step = torch.arange(len(value))\n    own = batch.owner[step]  # [S]\n    now",
+        tests=GAE,
+        words="no_steps",
+    ),
+    Bug(
+        "PPO: advantages whitened before returns are taken",
+        "objectives/ppo.py",
+        "            returns,\n            value,\n",
+        "            advantage + value,\n            value,\n",
+        tests=PPO,
+        words="whitened_and_returns",
+    ),
+    Bug(
+        "PPO: the score comes with the first token",
+        "objectives/gae.py",
+        "is_last[:-1] = own[1:] != own[:-1]",
+        "is_last[1:] = own[1:] != own[:-1]",
+        tests=PPO,
+        words="last_token",
+    ),
+    Bug(
+        "PPO: distance from the reference rewarded",
+        "objectives/ppo.py",
+        "reward = reward - beta * log_ratio",
+        "reward = reward + beta * log_ratio",
+        tests=PPO,
+        words="targets_by_hand",
+    ),
+    Bug(
+        "PPO: the critic unlearns",
+        "objectives/ppo.py",
+        "token = policy + self.value_weight * value",
+        "token = policy - self.value_weight * value",
+        tests=PPO,
+        words="value_loss_by_hand",
+    ),
+    Bug(
+        "PPO: the smaller of the two errors of a value",
+        "objectives/ppo.py",
+        "value = torch.maximum(plain, kept)",
+        "value = torch.minimum(plain, kept)",
+        tests=PPO,
+        words="value_loss_by_hand",
+    ),
+    Bug(
+        "PPO: whitened with tokens that take no part",
+        "objectives/ppo.py",
+        "else x[at].detach().cpu()",
+        "else x.detach().cpu()",
+        tests=PPO,
+        words="whitened",
+    ),
+    Bug(
+        "critic: a value is read at the token itself",
+        "models/critic.py",
+        "        return before\n",
+        "        return at\n",
+        tests="tests/models/test_critic.py",
+        words="read_where and llama",
+    ),
+    Bug(
+        "online DPO: best and worst swapped",
+        "objectives/online_dpo.py",
+        "return _first_highest(batch, batch.score).float() - _first_highest(batch, -batch.score)",
+        "return _first_highest(batch, -batch.score).float() - _first_highest(batch, batch.score)",
+        tests="tests/objectives/test_online_dpo.py",
+        words="picked_by_score",
+    ),
+    Bug(
+        "online DPO: a missing reward hides the others of its prompt",
+        "objectives/online_dpo.py",
+        "    known = scored(x)",
+        "    known = torch.ones_like(batch.group, dtype=torch.bool)",
+        tests="tests/objectives/test_online_dpo.py",
+        words="picked_by_score",
     ),
 ]
 

@@ -104,9 +104,8 @@ def picked(batch: Batch) -> Tensor:
 
     Completions without a score are not considered; where best and worst are equally good neither is taken.
     """
-    best, worst = _first_highest(batch, batch.score), _first_highest(batch, -batch.score)  # [N], [N] bool
-    differ = group_sum(batch, torch.where(best, batch.score, 0)) > group_sum(batch, torch.where(worst, batch.score, 0))
-    return (best.float() - worst.float()) * differ[batch.group]
+    # both are the first completion, and 1 - 1 is 0, where all are equally good
+    return _first_highest(batch, batch.score).float() - _first_highest(batch, -batch.score).float()
 
 
 def _first_highest(batch: Batch, x: Tensor) -> Tensor:
