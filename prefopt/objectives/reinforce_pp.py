@@ -66,4 +66,5 @@ class ReinforcePP(Clipped):
 
     @property
     def method(self) -> Method:
+        # centred is what `credit` starts from with baseline: group; it goes on to tokens, which no Advantage knows of
         return Method(centred, clipped(*self.edges), TOKEN_MEAN)
