@@ -2,9 +2,9 @@
 
     python benchmarks/sandbox.py
 
-A run is a new process, confined, a program that defines a function, and two calls. Beside it, what a new interpreter
-costs that does nothing. Written to benchmarks/results/sandbox.json. On a machine that others use too, `chrt -r 5` before
-the command measures without them.
+A run is a process, confined, a program that defines a function, and two calls; the process is forked while the run
+before it goes on. Beside it, what a new interpreter costs that does nothing. Written to
+benchmarks/results/sandbox.json. On a machine that others use too, `chrt -r 5` before the command measures without them.
 """
 
 from __future__ import annotations

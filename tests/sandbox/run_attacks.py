@@ -26,7 +26,7 @@ from prefopt.sandbox.machine import NOBODY
 from prefopt.sandbox.process import Irregular, Zygote
 
 CALLS = (Call("add", (2, 3), 5), Call("add", (1, 1), 2))
-LIMITS = Limits(seconds=1.5, cpu_seconds=1, memory_bytes=256 << 20)
+LIMITS = Limits(seconds=1.1, cpu_seconds=1, memory_bytes=256 << 20)
 
 
 class Target:

@@ -17,7 +17,7 @@ CALLS = (Call("add", (2, 3), 5), Call("add", (1, 1), 2))
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
     try:
-        made = Sandbox(limits=Limits(seconds=1.5, cpu_seconds=1), workers=1)
+        made = Sandbox(limits=Limits(seconds=1.1, cpu_seconds=1), workers=1)
     except InputError as error:
         pytest.skip(str(error))
     with made:
@@ -73,7 +73,7 @@ def test_an_answer_byte_by_byte_ends_at_the_limit(sandbox: Sandbox) -> None:
     start = time.monotonic()
     verdict = judged(sandbox, Calls(code, CALLS))
     assert verdict.outcome is Outcome.TIMEOUT
-    assert time.monotonic() - start < 1.5 + 1.0
+    assert time.monotonic() - start < 1.1 + 1.0
 
 
 def test_a_tuple_answers_for_a_list_only_where_asked(sandbox: Sandbox) -> None:
