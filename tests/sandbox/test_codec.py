@@ -65,6 +65,7 @@ def test_trees_are_the_same_where_python_says_that_values_are_equal(one: Any, ot
         ("1", 1, False),
         (b"a", "a", False),
         ([1], (1,), False),
+        ([1], [1, 2], False),
         ({1}, frozenset({1}), True),
         ({1: "a", 2: [3]}, {2.0: [3], True: "a"}, True),
         ({(1, 2): 0}, {(1.0, 2): 0}, True),
