@@ -1,6 +1,6 @@
 """The judge, and a server as a source of completions, against `transformers serve` with a model built here.
 
-Skipped where the server's own packages (fastapi, uvicorn) are missing: `pip install "transformers[serving]"`.
+Skipped where the server's own packages (fastapi, openai, uvicorn) are missing: `pip install "transformers[serving]"`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pytest
 from prefopt.records import InputError, Sample, Score
 from prefopt.rewards.judge import Judge, JudgeOptions, preference
 
-MISSING = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+MISSING = [name for name in ("fastapi", "openai", "uvicorn") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"transformers serve needs {', '.join(MISSING)}")
 
 VERDICT = ['{"reason": "it is clear', ', and short", ', '"score": 8}']
