@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import prefopt
 from prefopt import config
 from prefopt.records import InputError
+from prefopt.rewards.options import BUILT_IN
 
 
 @dataclass(frozen=True)
@@ -352,10 +353,13 @@ def accepted(cls: type, required: dict[str, Any], name: str) -> list[Any]:
     An option that needs a certain value of another gets it.
     """
     kinds = config.types_of(cls)
-    companions = [{other: choice} for other in kinds if other != name for choice in choices(kinds[other])]
+    companions = [
+        {other: choice} for other in kinds if other != name for choice in [*choices(kinds[other]), True, 0.5, "word"]
+    ]
+    companions += [{"reward": reward} for reward in BUILT_IN if "reward" in kinds]
     for beside in [{}, *companions]:
         found = []
-        for value in POOL + choices(kinds[name]):
+        for value in [*POOL, *choices(kinds[name]), *([choice] for choice in choices(kinds[name]))]:
             try:
                 found.append(config.resolve({"it": cls}, {**required, **beside, name: value})["it"])
             except InputError:
@@ -369,7 +373,7 @@ def accepted(cls: type, required: dict[str, Any], name: str) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("section", "address"),
-    [(name, address) for name, address in config.SECTIONS.items()]
+    [*config.SECTIONS.items(), *config.ONLINE.items(), *config.CRITIC.items()]
     + [(f"objective {name}", source.section) for name, source in config.objectives().items()],
 )
 def test_every_real_option_survives_writing_and_reading(tmp_path: Path, section: str, address: str) -> None:

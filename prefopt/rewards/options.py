@@ -200,8 +200,13 @@ def _checked(function: Any, name: str, options: RewardOptions) -> FunctionReward
 
 
 def _math(options: RewardOptions) -> Reward:
-    names = ("answer_column", "math_answer", "answer_after", "math_expressions")
-    return _checked(mathematics.Grader(**{name: getattr(options, name) for name in names}), "math", options)
+    grader = mathematics.Grader(
+        answer_column=options.answer_column,
+        math_answer=options.math_answer,
+        answer_after=options.answer_after,
+        math_expressions=options.math_expressions,
+    )
+    return _checked(grader, "math", options)
 
 
 def _exact(options: RewardOptions) -> Reward:
@@ -219,11 +224,14 @@ def _ifeval(options: RewardOptions) -> Reward:
 
 
 def _length(options: RewardOptions) -> Reward:
-    return length.length(_needed(options, "length", "length_target"))
+    return length.length(_needed("length", length_target=options.length_target))
 
 
 def _overlong(options: RewardOptions) -> Reward:
-    return length.overlong(*(_needed(options, "overlong", name) for name in ("overlong_tokens", "overlong_cache")))
+    return length.overlong(
+        _needed("overlong", overlong_tokens=options.overlong_tokens),
+        _needed("overlong", overlong_cache=options.overlong_cache),
+    )
 
 
 def _repetition(options: RewardOptions) -> Reward:
@@ -250,8 +258,8 @@ def _code(options: RewardOptions) -> Reward:
     )
 
 
-def _needed(options: RewardOptions, reward: str, name: str) -> int:
-    value: int | None = getattr(options, name)
+def _needed(reward: str, **option: int | None) -> int:
+    [(name, value)] = option.items()
     if value is None:
         raise InputError(f"reward {reward}: {name} is missing; set it, in tokens")
     return value
