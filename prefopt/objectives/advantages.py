@@ -99,6 +99,33 @@ def over_mean(batch: Batch, reward: Tensor) -> Tensor:
     return torch.where(mean > 0, centred(batch, reward) / mean, 0.0).to(reward.dtype)
 
 
+# ---------------------------------------------------------------- what the reference takes off a reward
+
+# A penalty [N] on the scale that an advantage gives the rewards of its group, so that beta is the price of a nat under
+# every one of them and the optimum is the reference tilted by reward / beta. The scale is that of the rewards alone:
+# where they are equal there is none, and the penalty stays as it is, rather than being blown up to full size.
+
+
+def in_group_spreads(batch: Batch, penalty: Tensor) -> Tensor:
+    """Penalty less its group's mean, in standard deviations of the group's rewards (`normalised`): [N] -> [N]."""
+    return _over(centred(batch, penalty), group_std(batch, batch.score), SPREAD_EPS)
+
+
+def in_group_means(batch: Batch, penalty: Tensor) -> Tensor:
+    """Penalty less its group's mean, in units of the group's mean reward (`over_mean`): [N] -> [N]."""
+    return _over(centred(batch, penalty), group_mean(batch, batch.score))
+
+
+def in_batch_spreads(batch: Batch, penalty: Tensor) -> Tensor:
+    """Penalty less its group's mean, in standard deviations of all rewards of the rollout (`batch_scaled`)."""
+    return _over(centred(batch, penalty), batch_moments(batch, batch.score)[1], SPREAD_EPS)
+
+
+def _over(x: Tensor, scale: Tensor, eps: float = 0.0) -> Tensor:
+    """x / (scale + eps), and x itself where the scale is 0."""
+    return (x / torch.where(scale > 0, scale + eps, 1.0)).to(x.dtype)
+
+
 # ---------------------------------------------------------------- of the whole rollout
 
 
@@ -133,14 +160,29 @@ def beta_normalised(lowest: float, highest: float) -> Advantage:
     def advantage(batch: Batch, reward: Tensor) -> Tensor:
         outside = reward[(reward < lowest) | (reward > highest)]
         refuse(outside, f"is not within {lowest:g} to {highest:g}; set lowest and highest to the reward's range")
-        share = (reward.double() - lowest) / (highest - lowest)
-        away = centred(batch, share)
-        p = group_means(batch, share).masked_fill(group_size(batch, share) == 0, torch.nan)  # [G]
-        density = beta_density(p, *beta_parameters(*batch_moments(batch, p)))[batch.group]  # [N]
-        scale = (1 / density).clamp(max=LARGEST_SCALE)
+        away = centred(batch, (reward.double() - lowest) / (highest - lowest))
+        scale = _beta_scale(batch, reward, lowest, highest)
         return torch.where(away == 0, 0.0, away * scale).to(reward.dtype)  # a solved or failed group has density 0
 
     return advantage
+
+
+def in_beta_densities(lowest: float, highest: float) -> Advantage:
+    """Penalty less its group's mean, on the scale of `beta_normalised`; unscaled in a group of equal rewards."""
+
+    def penalise(batch: Batch, penalty: Tensor) -> Tensor:
+        scale = _beta_scale(batch, batch.score, lowest, highest) / (highest - lowest)
+        return (centred(batch, penalty) * torch.where(group_std(batch, batch.score) > 0, scale, 1.0)).to(penalty.dtype)
+
+    return penalise
+
+
+def _beta_scale(batch: Batch, reward: Tensor, lowest: float, highest: float) -> Tensor:
+    """One over the Beta density of each group's mean, given to each of its completions: [N] float64."""
+    share = (reward.double() - lowest) / (highest - lowest)
+    p = group_means(batch, share).masked_fill(group_size(batch, share) == 0, torch.nan)  # [G]
+    density = beta_density(p, *beta_parameters(*batch_moments(batch, p)))[batch.group]  # [N]
+    return (1 / density).clamp(max=LARGEST_SCALE)
 
 
 def beta_parameters(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.objectives.advantages import beta_normalised
+from prefopt.objectives.advantages import beta_normalised, in_beta_densities
 from prefopt.objectives.facts import Facts
 from prefopt.objectives.policy_gradient import SEQUENCE_SUM, Clipped, Method, clipped
 
@@ -57,4 +57,5 @@ class BNPO(Clipped):
 
     @property
     def method(self) -> Method:
-        return Method(beta_normalised(self.lowest, self.highest), clipped(*self.edges), SEQUENCE_SUM)
+        ends = (self.lowest, self.highest)
+        return Method(beta_normalised(*ends), clipped(*self.edges), SEQUENCE_SUM, in_beta_densities(*ends))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.objectives.advantages import normalised
+from prefopt.objectives.advantages import in_group_spreads, normalised
 from prefopt.objectives.facts import Facts, check_ranges
 from prefopt.objectives.policy_gradient import TOKEN_MEAN, Method, PolicyGradient, weighted
 
@@ -53,4 +53,4 @@ class CISPO(PolicyGradient):
 
     @property
     def method(self) -> Method:
-        return Method(normalised, weighted(self.lowest, self.highest), TOKEN_MEAN)
+        return Method(normalised, weighted(self.lowest, self.highest), TOKEN_MEAN, in_group_spreads)

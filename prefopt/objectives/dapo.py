@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.objectives.advantages import normalised
+from prefopt.objectives.advantages import in_group_spreads, normalised
 from prefopt.objectives.facts import Facts
 from prefopt.objectives.policy_gradient import TOKEN_MEAN, Clipped, Method, clipped
 
@@ -45,4 +45,4 @@ class DAPO(Clipped):
 
     @property
     def method(self) -> Method:
-        return Method(normalised, clipped(*self.edges), TOKEN_MEAN)
+        return Method(normalised, clipped(*self.edges), TOKEN_MEAN, in_group_spreads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.objectives.advantages import normalised
+from prefopt.objectives.advantages import in_group_spreads, normalised
 from prefopt.objectives.facts import Facts
 from prefopt.objectives.policy_gradient import SEQUENCE_MEAN, Clipped, Method, clipped_by_completion
 
@@ -46,4 +46,4 @@ class GSPO(Clipped):
 
     @property
     def method(self) -> Method:
-        return Method(normalised, clipped_by_completion(*self.edges), SEQUENCE_MEAN)
+        return Method(normalised, clipped_by_completion(*self.edges), SEQUENCE_MEAN, in_group_spreads)

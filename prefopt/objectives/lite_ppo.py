@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.objectives.advantages import batch_scaled
+from prefopt.objectives.advantages import batch_scaled, in_batch_spreads
 from prefopt.objectives.facts import Facts
 from prefopt.objectives.policy_gradient import TOKEN_MEAN, Clipped, Method, clipped
 
@@ -37,4 +37,4 @@ class LitePPO(Clipped):
 
     @property
     def method(self) -> Method:
-        return Method(batch_scaled, clipped(*self.edges), TOKEN_MEAN)
+        return Method(batch_scaled, clipped(*self.edges), TOKEN_MEAN, in_batch_spreads)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.objectives.advantages import over_mean
+from prefopt.objectives.advantages import in_group_means, over_mean
 from prefopt.objectives.facts import Facts, check_ranges
 from prefopt.objectives.policy_gradient import SEQUENCE_SUM, Method, PolicyGradient, whole
 
@@ -48,4 +48,4 @@ class MaxRL(PolicyGradient):
     @property
     def method(self) -> Method:
         clip = math.inf if self.clip is None else self.clip
-        return Method(over_mean, whole(clip, clip), SEQUENCE_SUM)
+        return Method(over_mean, whole(clip, clip), SEQUENCE_SUM, in_group_means)

@@ -52,8 +52,9 @@ class Aggregation:
 class Method:
     """A policy gradient: each part is a choice of its own.
 
-    kl_advantage: the baseline of the log-ratio that is taken off the reward, where kl is reward. It has no scale:
-    divided by the spread of the rewards, beta would mean something else in every group.
+    kl_advantage: the baseline of the log-ratio that is taken off the reward, where kl is reward, on the scale that
+    `advantage` gives the rewards: without it the pull of a divided reward would change with its spread, and the policy
+    would end elsewhere than at the reference tilted by reward / beta.
     """
 
     advantage: Advantage
@@ -237,8 +238,8 @@ class PolicyGradient:
 
     # strength of the pull towards the reference, reward units per nat: larger stays closer, 0 needs no reference
     beta: float = 0.0
-    # where that pull acts. reward: the log-ratio is taken off the reward, unscaled, which is exact; k2, k3 (as in the
-    # GRPO paper), k3_weighted: an estimate of the distance is added to the loss
+    # where that pull acts. reward: the log-ratio is taken off the reward, which is exact; k2, k3 (as in the GRPO
+    # paper), k3_weighted: an estimate of the distance is added to the loss
     kl: Literal["reward", "k2", "k3", "k3_weighted"] = "reward"
     # correct for a sampler whose log-probs differ from the trainer's. none; token, sequence: weights trainer/sampler of
     # each token or of the whole completion, cut at correction_cap; token_mask, sequence_mask: what has a weight above

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from prefopt.objectives.advantages import normalised
+from prefopt.objectives.advantages import in_group_spreads, normalised
 from prefopt.objectives.facts import Facts, check_ranges
 from prefopt.objectives.policy_gradient import SEQUENCE_MEAN, Method, PolicyGradient, gated
 
@@ -49,4 +49,6 @@ class SAPO(PolicyGradient):
 
     @property
     def method(self) -> Method:
-        return Method(normalised, gated(self.temperature_rising, self.temperature_falling), SEQUENCE_MEAN)
+        return Method(
+            normalised, gated(self.temperature_rising, self.temperature_falling), SEQUENCE_MEAN, in_group_spreads
+        )

@@ -14,7 +14,7 @@ from enumerated import Expected, Language, ascend
 from tabular import draws, kl, logit, sigmoid, tilted
 from torch import Tensor
 
-from prefopt.objectives import GRPO, RLOO, DrGRPO
+from prefopt.objectives import BNPO, CISPO, DAPO, GRPO, GSPO, RLOO, SAPO, DrGRPO, LitePPO, MaxRL
 
 RESPONSES = 4
 WORDS = Language(RESPONSES)
@@ -82,6 +82,25 @@ def spread(reward: Tensor, share: Tensor, size: int) -> Tensor:
     return (share @ (reward - share @ reward) ** 2 * size / (size - 1)).sqrt() + 1e-4
 
 
+@pytest.mark.parametrize("beta", [0.3, 3.0])
+@pytest.mark.parametrize(
+    "method", [GRPO, DAPO, GSPO, CISPO, SAPO, LitePPO, MaxRL, BNPO], ids=lambda method: method.facts.name
+)
+def test_whatever_divides_the_reward_with_kl_in_it_the_optimum_is_the_tilted_reference(
+    method: Any, beta: float
+) -> None:
+    """In an endless group; rewards within 0 and 1, as two of the methods ask for."""
+    share = torch.tensor(COUNTS, dtype=torch.float64) / sum(COUNTS)
+    reward = REWARD.sigmoid()
+    optimum = tilted(share.log()[None], -reward[None], beta)  # the reference that, tilted by the reward, is `share`
+    slopes = []
+    for reference in (optimum, tilted(share.log()[None], -reward[None], 2 * beta)):
+        batch = WORDS.repeated(COUNTS, reward)
+        expected = Expected(method(beta=beta), WORDS, batch, reference, share=torch.ones(1).double())
+        slopes.append(float(expected.gradient(share.log()[None]).abs().max()) / sum(COUNTS))
+    assert slopes[0] < 1e-9 and slopes[1] > 1e-4
+
+
 @pytest.mark.parametrize("divided", [False, True])
 def test_grpos_fixed_point_in_an_endless_group_is_the_hyperbolic_one_and_not_the_tilted_one(divided: bool) -> None:
     beta, size = 3.0, sum(COUNTS)
@@ -131,19 +150,25 @@ def fixed_point(objective: Any, start: float, solved: float = 1.0) -> float:
     raise AssertionError(f"no fixed point near {here / SIZE}")
 
 
-@pytest.mark.parametrize("kind", ["reward", "k2"])
-def test_grpo_with_a_true_kl_amplifies_success_to_mrouehs_fixed_point(kind: str) -> None:
+def test_grpo_with_a_true_kl_in_the_loss_amplifies_success_to_mrouehs_fixed_point() -> None:
     """p = sigmoid(logit(start) + 1 / (beta sqrt(p (1 - p)))), from 0.1 with beta 2: 0.258290; undivided 0.154828.
 
     Rewards of 0 and 1000 leave the divided advantage alone and make what GRPO adds to the spread negligible.
     Mroueh 2025, arXiv:2503.06639.
     """
-    found = fixed_point(GRPO(beta=2.0, kl=kind), 0.1, solved=1000.0)
+    found = fixed_point(GRPO(beta=2.0, kl="k2"), 0.1, solved=1000.0)
     assert found == pytest.approx(0.258290, abs=1e-6)
     assert found == pytest.approx(sigmoid(logit(0.1) + 1 / (2 * math.sqrt(found * (1 - found)))), abs=1e-6)
-    undivided = fixed_point(mean_only(2.0, kind), 0.1)
+    undivided = fixed_point(mean_only(2.0, "k2"), 0.1)
     assert undivided == pytest.approx(0.154828, abs=1e-6)
     assert undivided == pytest.approx(sigmoid(logit(0.1) + 1 / 2), abs=1e-8)
+
+
+def test_grpo_with_kl_in_the_reward_ends_where_the_undivided_method_does() -> None:
+    """p = sigmoid(logit(start) + 1 / beta): the spread divides reward and penalty alike, so it moves nothing."""
+    found = fixed_point(GRPO(beta=2.0), 0.1)
+    assert found == pytest.approx(0.154828, abs=1e-6)
+    assert found == pytest.approx(sigmoid(logit(0.1) + 1 / 2), abs=1e-8)
 
 
 def test_k3_leads_to_another_share_of_right_responses() -> None:
