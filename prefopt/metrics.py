@@ -251,7 +251,7 @@ METRICS: dict[str, Metric] = {
     "value/explained_variance": Metric(
         "share of the variance of the rewards to come that the critic foresaw, before it was trained on them",
         "share",
-        "climbs above 0 within tens of updates; 1 is all, below 0 worse than a constant",
+        "climbs above 0 within a hundred updates; 1 is all, below 0 worse than a constant",
         "higher",
     ),
     "value/clip_fraction": Metric(

@@ -106,7 +106,7 @@ class PPO:
         live=True,
         forwards=1,
         critic=True,
-        healthy="`reward` rises. `value/explained_variance` climbs above 0 within tens of updates and `value/loss` "
+        healthy="`reward` rises. `value/explained_variance` climbs above 0 within a hundred updates and `value/loss` "
         "falls. `ratio` stays near 1, the clip fractions below 0.2, `kl_old` below 0.02. `kl_reference` rises from 0 "
         "and flattens where beta holds it.",
         failures="`value/explained_variance` stays at or below 0: the critic foresees nothing, so advantages are "
