@@ -263,7 +263,7 @@ def test_a_completion_keeps_the_space_that_its_first_token_begins_with() -> None
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
-    from prefopt.recipes.sample import continuation
+    from prefopt.rollout.text import continuation
 
     inner = Tokenizer(models.WordLevel({"\u2581Lily": 0, "\u2581and": 1, "</s>": 2}, unk_token="</s>"))
     inner.decoder = decoders.Metaspace()
@@ -283,7 +283,7 @@ def test_sampling_is_refused_in_one_message(capsys: Any, tmp_path: Path, model: 
     here = ("sample", "--model", str(model))
     assert "either --prompt or --data" in refused(capsys, *here)
     assert "either --prompt or --data" in refused(capsys, *here, "--prompt", "a", "--data", "b")
-    assert "n and max_tokens must be at least 1" in refused(capsys, *here, "--prompt", "a", "--n", "0")
+    assert "n must be at least 1, got 0" in refused(capsys, *here, "--prompt", "a", "--n", "0")
     assert "invalid int value: 'x'" in refused(capsys, *here, "--prompt", "a", "--n", "x")
     assert "adapter_config.json is missing" in refused(capsys, *here, "--prompt", "a", "--adapter", str(tmp_path))
     assert "cannot write: " in refused(capsys, *here, "--prompt", "a", "--out", str(tmp_path), "--max-tokens", "1")

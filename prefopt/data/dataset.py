@@ -232,6 +232,20 @@ def load(
     return Dataset(examples, rows, reader.how, held, str(source), dict(counts), truncated, dict(notes))
 
 
+def read_prompts(source: str | Path, options: DataOptions = DataOptions()) -> tuple[list[Record], str, dict[str, int]]:
+    """The prompts of `source` as text or messages, for who needs no tokens; its shape in words; dropped rows by reason.
+
+    InputError as `load` has it.
+    """
+    _refuse_unread(options, "prompts")
+    counts: Counter[str] = Counter()
+    reader = Reader(chat=True, whole=True)
+    records = list(_records(source, reader, "prompts", options, counts))
+    if reader.shape is None:
+        raise InputError(f"{source}: no row could be read ({_counts(counts)})")
+    return records, reader.how, dict(counts)
+
+
 def _refuse_unread(options: DataOptions, kind: Kind) -> None:
     """InputError, naming the option, where one is changed that `kind` does not read; what is to be scored reads all."""
     for name, kinds in READ_FOR.items():

@@ -21,8 +21,11 @@ SHOWN = 300  # characters of a prompt's end and a completion's beginning
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr where there is a terminal, else a line every ten seconds; yields advance(number)."""
+def progress(title: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """A bar on stderr where there is a terminal, else a line every ten seconds; yields advance(number).
+
+    unit: what is counted, to show how many of it are done in a second.
+    """
     if not ranks.is_main() or not total:
         yield lambda number: None
         return
@@ -31,20 +34,33 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda number: bar.advance(task, number)
+        with Progress(*columns, TextColumn("{task.fields[rate]}"), console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=total, rate="")
+            began = time.monotonic()
+
+            def draw(number: int) -> None:
+                bar.advance(task, number)
+                bar.update(task, rate=rate(bar.tasks[task].completed, began, unit))
+
+            yield draw
         return
     done, said = 0, time.monotonic()
+    started = said
 
     def advance(number: int) -> None:
         nonlocal done, said
         done += number
         if time.monotonic() - said > QUIET_SECONDS:
             said = time.monotonic()
-            print(f"{title}: {min(done, total):,} of {total:,}", file=sys.stderr, flush=True)
+            speed = rate(done, started, unit)
+            print(f"{title}: {min(done, total):,} of {total:,}  {speed}".rstrip(), file=sys.stderr, flush=True)
 
     yield advance
+
+
+def rate(done: float, began: float, unit: str) -> str:
+    """`3.2 prompts/s` since `began`, a reading of the monotonic clock; empty without a unit."""
+    return f"{done / max(time.monotonic() - began, 1e-9):.3g} {unit}/s" if unit else ""
 
 
 class Journal:
