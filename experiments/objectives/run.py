@@ -24,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: two processes are worth more than two threads
 
@@ -57,8 +57,9 @@ class Method:
     """objective: name in `EVERY`; options: of it; strength: the one option that is chosen, from `grid`.
 
     A reward model's strength is the price of a nat at which its best policy is read. sync: updates after which the
-    reference moves (TR-DPO). minibatches: updates of each rollout. learnt: the reward is not the true one but that of
-    a reward model trained on the pairs of the same world, and a critic starts from it.
+    reference moves (TR-DPO). minibatches: updates of each rollout. reward: what online methods are told. learnt: that
+    of a reward model trained on the pairs of the same world, and a critic starts from it; good: 1 where the true reward
+    is above 1, else 0.
     """
 
     objective: str
@@ -68,12 +69,16 @@ class Method:
     grid: tuple[float | None, ...] = BETAS
     sync: int | None = None
     minibatches: int = 1
-    learnt: bool = False
+    reward: Literal["true", "learnt", "good"] = "true"
 
 
-def online(objective: str, minibatches: int = 1, learnt: bool = False, **options: Any) -> Method:
-    """At the price that the table is about: where the log-ratio is taken off the reward, beta is the price of a nat."""
-    return Method(objective, "online", options, grid=(PRICE,), minibatches=minibatches, learnt=learnt)
+def online(objective: str, minibatches: int = 1, reward: Any = "true", **options: Any) -> Method:
+    """At the price that the table is about: where the log-ratio is taken off the reward, beta is the price of a nat.
+
+    A share of successes is worth less, so that it has a quarter of the price.
+    """
+    price = PRICE / 4 if reward == "good" else PRICE
+    return Method(objective, "online", options, grid=(price,), minibatches=minibatches, reward=reward)
 
 
 def dpo(grid: tuple[float | None, ...] = BETAS, sync: int | None = None, **options: Any) -> Method:
@@ -125,14 +130,16 @@ ONLINE: dict[str, Method] = {
     "gspo, 4 updates of a rollout": online("gspo", minibatches=4),
     "cispo": online("cispo"),
     "cispo, 4 updates of a rollout": online("cispo", minibatches=4),
-    "bnpo": online("bnpo"),
+    "bnpo, 0/1 reward": online("bnpo", reward="good"),
     "reinforce_pp": online("reinforce_pp"),
     "lite_ppo": online("lite_ppo"),
     "sapo": online("sapo"),
-    "maxrl": online("maxrl"),
+    "maxrl, 0/1 reward": online("maxrl", reward="good"),
+    "grpo, 0/1 reward": online("grpo", reward="good"),
+    "rloo, 0/1 reward": online("rloo", reward="good"),
     "online_dpo": online("online_dpo"),
     "ppo": online("ppo"),
-    "ppo on a learnt reward, critic from it": online("ppo", learnt=True),
+    "ppo on a learnt reward, critic from it": online("ppo", reward="learnt"),
 }
 
 METHODS: dict[str, Method] = OFFLINE | ONLINE
@@ -227,8 +234,10 @@ def perform(task: Task) -> dict[str, Any]:
 
 def judged(task: Task, world: bench.World) -> tuple[Any, Any]:
     """The reward that is learnt from, and the model that gives it, where a method is not told the true one."""
-    if not METHODS[task.name].learnt:
+    if METHODS[task.name].reward == "true":
         return None, None
+    if METHODS[task.name].reward == "good":
+        return (world.gold > 1).double(), None
     scorer = bench.learn_scorer(world, EVERY["reward"](), rows("pairs", task.seed), bench.Training(seed=task.seed))
     return bench.reward_of(scorer, world), scorer
 
