@@ -33,7 +33,6 @@ class HeldOut:
         share = self.draws[ranks.rank() :: ranks.world()]
         groups = self.attempts.at(share, self.options.eval_completions, self.options.sampling)
         facts = [fact for own in ranks.gather([group.facts() for group in groups]) for fact in own]
-        facts.sort(key=lambda fact: fact.number)
         self.rewards.append([_mean(fact.values) for fact in facts])
         self.accuracies.append([_mean(fact.task) for fact in facts] if _right_or_wrong(facts) else [])
         found = {**reward_metrics(facts), **shape_metrics(facts)}

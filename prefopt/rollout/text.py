@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.models.sampling import Completion
-from prefopt.records import Message, Sample
+from prefopt.records import Sample
 from prefopt.rollout.prompts import Prompt
+
+NEAR = 16  # tokens of a prompt's end that a completion is decoded with
 
 
 @dataclass(frozen=True)
@@ -19,14 +21,18 @@ class Text:
 
     def samples(self, prompt: Prompt, completions: Sequence[Completion], group: int) -> list[Sample]:
         """A prompt's completions in the form of the prompt: text, or a message of the assistant."""
-        return [self._sample(prompt, completion, group) for completion in completions]
-
-    def _sample(self, prompt: Prompt, completion: Completion, group: int) -> Sample:
-        text = continuation(self.tokenizer, list(prompt.tokens), completion.tokens)
-        said: str | list[Message] = text
-        if not isinstance(prompt.asked, str):
-            said = [{"role": "assistant", "content": text}]
-        return Sample(prompt.asked, said, completion.tokens, completion.finished, prompt.columns, group)
+        texts = continuations(self.tokenizer, list(prompt.tokens), [completion.tokens for completion in completions])
+        return [
+            Sample(
+                prompt.asked,
+                text if isinstance(prompt.asked, str) else [{"role": "assistant", "content": text}],
+                completion.tokens,
+                completion.finished,
+                prompt.columns,
+                group,
+            )
+            for text, completion in zip(texts, completions, strict=True)
+        ]
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
@@ -37,6 +43,19 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 def continuation(tokenizer: Any, prompt: list[int], tokens: list[int]) -> str:
-    """The text that the tokens add to the prompt's: decoded alone, many tokenizers drop a first token's space."""
-    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + tokens))
-    return str(whole[len(before) :] if whole.startswith(before) else tokenizer.decode(tokens, skip_special_tokens=True))
+    """The text that the tokens add to the prompt's, without special tokens."""
+    return continuations(tokenizer, prompt, [tokens])[0]
+
+
+def continuations(tokenizer: Any, prompt: list[int], several: Sequence[list[int]]) -> list[str]:
+    """The texts that each of several completions adds to one prompt.
+
+    Decoded alone, many tokenizers drop a first token's space. The prompt's last tokens are enough to keep it.
+    """
+    near = prompt[-NEAR:]
+    before = tokenizer.decode(near, skip_special_tokens=True)
+    wholes = tokenizer.batch_decode([near + list(tokens) for tokens in several], skip_special_tokens=True)
+    return [
+        whole[len(before) :] if whole.startswith(before) else tokenizer.decode(tokens, skip_special_tokens=True)
+        for whole, tokens in zip(wholes, several, strict=True)
+    ]
