@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -113,7 +112,7 @@ class Ledger:
         try:
             _write(self._rows, text)
             self._end += len(text)
-            said = {"keys": list(keys), "end": self._end, "tally": dataclasses.asdict(tally)}
+            said = {"keys": list(keys), "end": self._end, "tally": vars(tally)}
             _write(self._record, json.dumps(said).encode() + b"\n")
         except OSError as error:
             raise InputError(f"{self.out}: cannot write: {error.strerror or error}; {AGAIN}") from None
