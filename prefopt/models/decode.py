@@ -183,8 +183,8 @@ class Decoder:
         new = [Prefix(prompt[:-1], len(self.prefixes) + at) for at, prompt in enumerate(prompts)]
         self.prefixes += new
         width = max(prefix.length for prefix in new)
+        self._prompts.reserve(len(self.prefixes), width)
         if width:
-            self._prompts.reserve(len(self.prefixes), width)
             ids = torch.tensor([[*p.tokens, *[0] * (width - p.length)] for p in new], device=self.device)  # [P, S]
             position = torch.arange(width, device=self.device).expand(len(new), -1)
             self._filling, self.windows = new, []

@@ -18,6 +18,7 @@ from prefopt.models import attention, decode
 from prefopt.models.decode import Decoder, Prefix
 from prefopt.models.draw import draw, uniforms
 from prefopt.models.generate import generated
+from prefopt.models.packed import packed
 from prefopt.models.policy import SMALL, is_windowed, text_config
 from prefopt.models.sampling import Completion, Sampling
 from prefopt.models.writing import Asked, Ending, Writing
@@ -70,7 +71,8 @@ class Local:
         asked = _asked(prompts, n, copies, sampling, seeds, positions(self.model))
         ending = Ending(self.ends, sampling.stop, self.tokenizer)
         done: list[list[Completion]] = [[Completion([], [], False)] * copies for _ in prompts]
-        with _ready(self.model, decode.NAME if self._choice.shared else None):
+        attend = decode.NAME if self._choice.shared else None
+        with _ready(self.model, attend), packed(self.model, sampling.max_tokens):
             written = run(self.model, self._choice, asked, sampling, ending, self.tokens_per_batch)
             for row in _shown(written, len(asked), self.progress):
                 done[row.asked.at][row.asked.number] = row.completion()
@@ -304,7 +306,7 @@ def _problem(model: Any, choice: Choice) -> str | None:
             if choice.shared:
                 running = Running(model, asked, limit, Ending([]), tokens=30)  # too few for all rows at once
                 rows = list(running)
-                problem = _unreached(running.decoder.windows, text_config(model))
+                problem = unreached(running.decoder.windows, text_config(model))
             else:
                 rows, problem = list(generated(model, asked, limit, Ending([]), 10_000, choice.mixed)), None
         with _ready(model, None):
@@ -321,7 +323,7 @@ def _problem(model: Any, choice: Choice) -> str | None:
     return problem or (None if gap <= slack else f"log-probs differ by {gap:.1e} nats a token")
 
 
-def _unreached(windows: Sequence[int | None], config: Any) -> str | None:
+def unreached(windows: Sequence[int | None], config: Any) -> str | None:
     """Why the attention calls of a step are not all that the model does, or None."""
     layers = config.num_hidden_layers
     if len(windows) != layers:
