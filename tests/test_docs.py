@@ -73,10 +73,16 @@ def check_command(words: list[str], folder: Path) -> None:
     elif words and words[0] in ("sample", "score") and "--help" not in words:
         parser = cli.sample_parser() if words[0] == "sample" else cli.score_parser()
         given_words = parser.read(words[1:])
-        config.resolve(
-            {name: config.SECTIONS[name] for name in ("model", "data")}, config.parse_overrides(given_words.words)
-        )
-        assert given_words.model, words
+        local = words[0] == "score" or given_words.sampler is None
+        if words[0] == "sample":
+            options = cli.sample_options(given_words, local)
+            if given_words.kind:
+                options["rows"].refuse_unread(given_words.kind)
+        else:
+            config.resolve(
+                {name: config.SECTIONS[name] for name in ("model", "data")}, config.parse_overrides(given_words.words)
+            )
+        assert given_words.model or not local, words
         assert (getattr(given_words, "prompt", None) is None) != (given_words.data is None), words
     elif words:
         assert cli.main([*words, "--help"] if words[0] == "quickstart" else words) == 0, words
@@ -126,10 +132,12 @@ def settings(page: str) -> Iterator[tuple[str, str]]:
 
 
 def accepts(objective: str, key: str, value: str) -> bool:
-    """Whether a run with this objective has the option and takes the value."""
-    required = {"model": "m", "data": "d", "out": "o"}
+    """Whether a run with this objective, or without one `prefopt sample`, has the option and takes the value."""
+    required = {"model": "m", "data": "d", "out": "o"} if objective else {}
     try:
-        config.resolve(sections(objective), required, config.parse_overrides([f"{key}={value}"]))
+        config.resolve(
+            sections(objective) if objective else cli.SAMPLED, required, config.parse_overrides([f"{key}={value}"])
+        )
     except InputError:
         return False
     return True
@@ -138,7 +146,7 @@ def accepts(objective: str, key: str, value: str) -> bool:
 @every_page
 def test_every_setting_is_of_an_option_and_its_type(page: str) -> None:
     for key, value in settings(page):
-        assert any(accepts(name, key, value) for name in EVERY), f"{key}={value}"
+        assert any(accepts(name, key, value) for name in [*EVERY, ""]), f"{key}={value}"
 
 
 @every_page
@@ -154,6 +162,7 @@ def test_every_name_with_an_underscore_is_known(page: str) -> None:
 def test_every_option_is_explained() -> None:
     named = {word for page in PAGES for text in inline(page) for word in re.findall(r"\w+", text)}
     options = {option.key for name in EVERY for option in config.describe(sections(name))}
+    options |= {option.key for option in config.describe(cli.SAMPLED)}
     assert options - named == set(), "explain these in docs/"
 
 
