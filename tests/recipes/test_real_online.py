@@ -23,32 +23,20 @@ real = pytest.mark.skipif(
     reason="the real model and data (../shared beside the project) are not here",
 )
 
-VALENCE = """
-import re
-
-LINES = open({lexicon!r}, encoding="utf-8").read().splitlines()
-VALENCE = {{word: float(value) for word, value, *_ in (line.split("\\t") for line in LINES)}}
-
-
-def valence(completions, **columns):
-    words = [re.findall(r"[a-z']+", said.lower()) for said in completions]
-    return [sum(VALENCE.get(word, 0.0) for word in said) / max(len(said), 1) for said in words]
-"""
-
 
 @real
-def test_grpo_makes_held_out_stories_kinder(tmp_path):
+def test_grpo_makes_held_out_stories_kinder(tmp_path, monkeypatch):
+    monkeypatch.setenv("VALENCE_LEXICON", str(NEEDED["lexicon"]))
     stories = json.loads(NEEDED["stories"].read_text(encoding="utf-8"))[:240]
     prompts = tmp_path / "prompts.jsonl"
     rows = [{"prompt": " ".join(story.split()[:8])} for story in stories]
     prompts.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    (tmp_path / "kind.py").write_text(VALENCE.format(lexicon=str(NEEDED["lexicon"])), encoding="utf-8")
     result = prefopt.train(
         objective=GRPO(),
         model=NEEDED["model"],
         data=prompts,
         out=tmp_path / "run",
-        reward=f"{tmp_path / 'kind.py'}:valence",
+        reward=f"{ROOT / 'docs/examples/valence.py'}:valence",
         max_tokens=24,
         batch_size=8,
         max_steps=10,
@@ -60,4 +48,5 @@ def test_grpo_makes_held_out_stories_kinder(tmp_path):
     assert reward["gain"]["low"] > 0.1 and reward["gain"]["n"] >= 40
     assert reward["end"]["low"] > reward["start"]["high"]
     assert result.summary["end"]["sampler_gap"] < 1e-4
+    assert 0 < result.summary["end"]["reward/valence/rated_words"] <= 1
     assert result.summary["end"]["unscored"] == 0 and result.summary["stalled"] is None
