@@ -770,6 +770,22 @@ BUGS = [
         tests="tests/objectives/test_online_dpo.py",
         words="picked_by_score",
     ),
+    Bug(
+        "sampled rows: a completion without a score is worth 0",
+        "recipes/sample/grading.py",
+        "            found.append(None)\n",
+        "            found.append(0.0)\n",
+        tests="tests/recipes/test_sample_rows.py",
+        words="never_0",
+    ),
+    Bug(
+        "sampled rows: what a killed run left half-way stays",
+        "recipes/sample/ledger.py",
+        "rows.truncate(self._end)",
+        "pass",
+        tests="tests/recipes/test_sample_rows.py",
+        words="cut_off_anywhere",
+    ),
 ]
 
 

@@ -167,8 +167,8 @@ def task(kind: str, n: int = 4, seed: int = 0, **options: Any) -> Task:
     return Task(kind, n, Sampling(max_tokens=9), seed, config.resolve(sections, {**usual, **options}))  # type: ignore
 
 
-def made(out: Path, given: Task, writer: Scripted, source: str = "p.jsonl") -> dict[str, Any]:
-    return preferences(lambda: writer, source, out, given, say=lambda text: None)
+def made(out: Path, given: Task, writer: Scripted, say: Any = len) -> dict[str, Any]:
+    return preferences(lambda: writer, "p.jsonl", out, given, say=say)
 
 
 # ---------------------------------------------------------------- rows that can be trained on
@@ -263,6 +263,17 @@ def test_rewards_that_single_precision_finds_equal_tie(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not one row came of 3 prompts") as error:
         made(tmp_path / "rows.jsonl", task("pairs", reward=f"{reward}:hair", length_target=None), Scripted(prompts(3)))
     assert TIED in str(error.value)
+
+
+def test_where_most_completions_are_cut_the_first_batch_says_so(tmp_path: Path) -> None:
+    heard: list[str] = []
+    made(tmp_path / "rows.jsonl", task("best"), Scripted(prompts(6), cut=0.7), say=heard.append)
+    [warning] = [line for line in heard if "raise --max-tokens" in line]
+    assert warning.endswith(
+        "of the first 12 completions were cut at 9 tokens and are left out; raise --max-tokens, or set unfinished=keep"
+    )
+    made(tmp_path / "more.jsonl", task("best"), Scripted(prompts(6), cut=0.1), say=heard.append)
+    assert sum("raise --max-tokens" in line for line in heard) == 1
 
 
 def test_where_every_completion_is_cut_the_message_says_so(tmp_path: Path) -> None:
@@ -423,6 +434,9 @@ def test_a_revision_is_chosen_over_what_it_revises(tmp_path: Path) -> None:
     with serving(judge(lambda text: text if len(text) < 12 else f"{text} yes")) as server:
         told = {"judge_url": server.url, "principles": str(principles), "judge_retries": 0}
         summary = made(out, task("revised", n=2, **told), Scripted(prompts(10)))
+        principles.write_text("Be loud.\n")
+        with pytest.raises(InputError, match=r'principles: \["Be loud.", "Be kind."\] -> \["Be loud."\]'):
+            made(out, task("revised", n=2, **told), Scripted(prompts(10)))
     rows = lines(out)
     assert all(row["chosen"] == f"{row['rejected']} yes" for row in rows)
     assert summary["left_out"] == {"the revision changes nothing": 20 - len(rows)} and 5 < len(rows) < 20
@@ -431,6 +445,16 @@ def test_a_revision_is_chosen_over_what_it_revises(tmp_path: Path) -> None:
     assert steps[0]["critique"] == "too calm" and steps[0]["model"] == "judge-1"
     assert rows[0]["provenance"]["judge"] == {"model": "judge-1", "rounds": 1}
     assert len(load(out, word_tokenizer(), "pairs")) == len(rows)
+
+
+def test_a_revision_has_the_form_of_its_prompt(tmp_path: Path) -> None:
+    with serving(judge(lambda text: f"{text} yes")) as server:
+        made(tmp_path / "rows.jsonl", task("revised", n=1, judge_url=server.url), Scripted(prompts(2, turns=True)))
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = TURNS
+    data = load(tmp_path / "rows.jsonl", tokenizer, "pairs")
+    assert len(data) == 2 and data.shape.endswith("conversational")
+    assert lines(tmp_path / "rows.jsonl")[0]["chosen"][0]["role"] == "assistant"
 
 
 def test_with_a_reward_only_revisions_that_score_better_are_kept(tmp_path: Path) -> None:

@@ -89,8 +89,12 @@ def preferences(
             size = task.settings["rows"].prompts_at_once
             for start in range(0, len(waiting), size):
                 batch = waiting[start : start + size]
-                ledger.add([one.key for one in batch], *batches.rows(batch))
+                rows, tally = batches.rows(batch)
+                ledger.add([one.key for one in batch], rows, tally)
                 advance(len(batch))
+                if not start and tally.left_out[batches.cut] > tally.completions / 2:
+                    number = f"{tally.left_out[batches.cut]} of the first {tally.completions} completions"
+                    say(f"{number} were {batches.cut} and are left out; raise --max-tokens, or set unfinished=keep")
         return _summary(task, out, ledger.tally, prompts.skipped)
 
 
@@ -123,11 +127,12 @@ def keyed(asked: Sequence[Asked]) -> list[Work]:
 
 
 class Batches:
-    """Turns prompts into rows. about: who writes and grades."""
+    """Turns prompts into rows. about: who writes and grades. cut: the reason for which cut completions are left out."""
 
     def __init__(self, task: Task, writer: Writer, judged: Grader, about: Mapping[str, Any]) -> None:
         self.task, self.writer, self.judged = task, writer, judged
         self.options: RowOptions = task.settings["rows"]
+        self.cut = f"cut at {task.sampling.max_tokens} tokens"
         drawing = {**dataclasses.asdict(task.sampling), "n": task.n, "seed": task.seed}
         self.about = {"as": task.kind, **about, "sampling": drawing, "prefopt": __version__}
 
@@ -152,7 +157,7 @@ class Batches:
             if isinstance(sample, str):
                 tally.left_out[f"not written: {sample}"] += 1
             elif not sample.finished and self.options.unfinished == "ignore":
-                tally.left_out[f"cut at {self.task.sampling.max_tokens} tokens"] += 1
+                tally.left_out[self.cut] += 1
             elif why := unfit(sample.text):
                 tally.left_out[why] += 1
             else:
