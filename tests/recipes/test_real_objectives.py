@@ -18,12 +18,9 @@ REWRITES = SHARED / "data/llms-from-scratch/instruction-data-with-preference.jso
 LABELS = SHARED / "data/llama-factory/kto_en_demo.json"
 HARMLESS = SHARED / "data/hh-rlhf/test.jsonl.gz"
 WORDS = SHARED / "data/gpt2-tokenizer"
-LEXICON = SHARED / "data/vader/vader_lexicon.txt"
-TALES = SHARED / "data/tinystories-1k/tinystories_1000.json"
-VALENCE = Path(__file__).resolve().parents[2] / "docs/examples/valence.py"
 
 real = pytest.mark.skipif(
-    not all(path.exists() for path in (STORIES, REWRITES, LABELS, HARMLESS, WORDS, LEXICON, TALES)),
+    not all(path.exists() for path in (STORIES, REWRITES, LABELS, HARMLESS, WORDS)),
     reason="the real model and data (../shared beside the project) are not here",
 )
 
@@ -86,20 +83,3 @@ def test_a_reward_model_ranks_held_out_human_preferences_better_than_chance(tmp_
     start, end, rows = found["start"], found["end"], found["held_out_rows"]
     assert end["eval/loss"] < start["eval/loss"]
     assert wilson(round(end["eval/accuracy"] * rows), rows).low > 0.5
-
-
-@real
-@pytest.mark.parametrize("objective", ["grpo", "rloo"])
-def test_stories_grow_more_pleasant_by_a_reward_of_words(objective, tmp_path, monkeypatch, capsys):
-    """VADER's ratings of words as the reward, from the file that the docs show, on openings that are not trained on."""
-    monkeypatch.setenv("VALENCE_LEXICON", str(LEXICON))
-    prompts = tmp_path / "openings.jsonl"
-    openings = [" ".join(tale.split()[:8]) for tale in json.loads(TALES.read_text(encoding="utf-8"))[:120]]
-    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in openings), encoding="utf-8")
-    options = ["learning_rate=1e-3", "batch_size=6", "max_tokens=24", "max_steps=12", "eval_fraction=0.15"]
-    found = trained(capsys, tmp_path / "run", objective, STORIES, prompts, "--reward", f"{VALENCE}:valence", *options)
-    gain = found["held_out"]["reward"]["gain"]
-    assert gain["n"] == found["held_out_rows"] and gain["low"] > 0
-    assert found["end"]["eval/reward"] > found["start"]["eval/reward"]
-    shown = [json.loads(line) for line in (tmp_path / "run/completions.jsonl").read_text().splitlines()]
-    assert len({row["prompt"] for row in shown} & set(openings)) > 3
