@@ -4,7 +4,7 @@ BIN := .venv/bin
 VENV_STAMP := .venv/.installed
 PARITY_STAMP := .venv-parity/.installed
 
-.PHONY: quickstart test parity check lint types format bench-dpo bench-offline docs clean
+.PHONY: quickstart test parity check lint types format bench-dpo bench-offline bench-grpo docs clean
 
 quickstart: $(VENV_STAMP)  ## a model from nothing, SFT, then DPO, and what changed
 	$(BIN)/prefopt quickstart
@@ -33,6 +33,9 @@ bench-dpo: $(VENV_STAMP)  ## pairs a second and memory, beside TRL
 
 bench-offline: $(VENV_STAMP)  ## the same for KTO, ORPO, SFT and the reward model
 	$(BIN)/python benchmarks/offline.py kto orpo sft reward --shapes 15M --precisions bfloat16
+
+bench-grpo: $(VENV_STAMP)  ## generation alone beside transformers, and the whole GRPO step beside TRL
+	$(BIN)/python benchmarks/grpo.py
 
 docs: $(VENV_STAMP)  ## write the parts of docs/ that repeat what the source says
 	$(BIN)/python docs/generate.py
