@@ -22,12 +22,15 @@ class Budget:
 
     together: every process runs as many forward passes as the others (sharded weights are gathered in each), so that
     none may begin again with half the budget. repeat: the layout computes a prompt anew for each of its completions.
+    name: what the user knows it by.
     """
 
-    def __init__(self, tokens: int, together: bool = False, repeat: bool = False) -> None:
+    def __init__(
+        self, tokens: int, together: bool = False, repeat: bool = False, name: str = "tokens_per_forward"
+    ) -> None:
         if tokens < 1:
-            raise InputError(f"tokens_per_forward must be at least 1, got {tokens}")
-        self.tokens, self.together, self.repeat = tokens, together, repeat
+            raise InputError(f"{name} must be at least 1, got {tokens}")
+        self.tokens, self.together, self.repeat, self.name = tokens, together, repeat, name
 
     def passes(self, batch: Batch, targets: Targets, tokens: int) -> Iterator[tuple[Batch, Targets, bool]]:
         """The batch and its targets, a forward pass of at most so many tokens at a time.
@@ -68,7 +71,7 @@ class Budget:
                     f"out of memory with one prompt of {smallest} tokens per forward pass ({message}); try {advice}"
                 )
             self.tokens = max(self.tokens // 2, 1)
-            log.warning("out of memory; tokens_per_forward halved to %d (the result does not change)", self.tokens)
+            log.warning("out of memory; %s halved to %d (the result does not change)", self.name, self.tokens)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

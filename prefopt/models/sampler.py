@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from prefopt.budget import Budget
 from prefopt.models import attention, decode
 from prefopt.models.decode import Decoder, Prefix
 from prefopt.models.draw import draw, uniforms
@@ -24,7 +25,9 @@ from prefopt.models.sampling import Completion, Sampling
 from prefopt.models.writing import Asked, Ending, Writing
 
 Way = Literal["auto", "shared", "generate"]
-TOKENS = {"cpu": 16_384, "cuda": 262_144}  # held at once, by kind of device: a GPU is idle with few rows
+TOKENS = 16_384  # held at once on a CPU, and at least on a GPU
+MOST_TOKENS = 262_144  # on a GPU, which is idle with few rows
+SHARE = 0.3  # of a GPU's free memory, for what is held
 FILLED = 16_384  # prompt tokens in one forward pass: bounds its memory
 
 
@@ -37,8 +40,9 @@ class Local:
 
     ends: tokens that end a completion, kept in it. tokenizer: needed for stop texts alone. tokens_per_batch: prompt
     tokens and room for completion tokens held at once; larger decodes more rows together, smaller needs less memory;
-    None: 16,384 on a CPU, 262,144 on a GPU. progress: a bar on a terminal. way: "shared" and "generate" insist; then
-    nothing is probed. reason: which way was taken and why, for the log.
+    None: 16,384 on a CPU, by free memory on a GPU. It halves itself when memory runs out. progress: a bar on a
+    terminal. way: "shared" and "generate" insist; then nothing is probed. reason: which way was taken and why, for the
+    log.
     """
 
     def __init__(
@@ -53,8 +57,8 @@ class Local:
     ) -> None:
         self.model = model.get_base_model() if hasattr(model, "peft_config") else model
         self.ends, self.tokenizer, self.progress = list(ends), tokenizer, progress
-        device = next(self.model.parameters()).device.type
-        self.tokens_per_batch = tokens_per_batch or TOKENS.get(device, TOKENS["cpu"])
+        self.tokens_per_batch = tokens_per_batch
+        self._budget: Budget | None = None
         self._choice = choose(self.model) if way == "auto" else Choice(way == "shared", True, f"{way}, as asked")
         self.reason = self._choice.reason
 
@@ -70,11 +74,16 @@ class Local:
         copies = 1 if sampling.temperature == 0 else n
         asked = _asked(prompts, n, copies, sampling, seeds, positions(self.model))
         ending = Ending(self.ends, sampling.stop, self.tokenizer)
+        if self._budget is None:  # not before: a GPU's memory fills up until the first samples are drawn
+            self._budget = Budget(self.tokens_per_batch or held(self.model), name="tokens_per_batch")
+
+        def written(tokens: int) -> list[Writing]:
+            rows = run(self.model, self._choice, asked, sampling, ending, tokens)
+            return list(_shown(rows, len(asked), self.progress))
+
         done: list[list[Completion]] = [[Completion([], [], False)] * copies for _ in prompts]
-        attend = decode.NAME if self._choice.shared else None
-        with _ready(self.model, attend), packed(self.model, sampling.max_tokens):
-            written = run(self.model, self._choice, asked, sampling, ending, self.tokens_per_batch)
-            for row in _shown(written, len(asked), self.progress):
+        with _ready(self.model, decode.NAME if self._choice.shared else None), packed(self.model, sampling.max_tokens):
+            for row in self._budget.run(written, smallest=max((len(a.prompt) + a.limit for a in asked), default=1)):
                 done[row.asked.at][row.asked.number] = row.completion()
         return [own * (n // copies) for own in done]
 
@@ -115,6 +124,26 @@ def positions(model: Any) -> int | None:
     """Tokens that prompt and completion may have together, or None where the model names no limit."""
     limit = getattr(text_config(model), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def held(model: Any) -> int:
+    """Tokens whose keys and values may be held at once: 16,384 on a CPU; on a GPU what fits a share of its free memory,
+    between that and 262,144.
+    """
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return TOKENS
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(TOKENS, min(MOST_TOKENS, int(SHARE * free) // bytes_held(model)))
+
+
+def bytes_held(model: Any) -> int:
+    """Bytes of one token's keys and values in all layers, as the configuration has them."""
+    config = text_config(model)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = next(model.parameters()).element_size()
+    return int(2 * config.num_hidden_layers * heads * width * size)
 
 
 def _asked(

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from prefopt.batch import Batch
 from prefopt.models import decode
 from prefopt.models.policy import Policy
-from prefopt.models.sampler import Local, positions, unreached
+from prefopt.models.sampler import Local, bytes_held, held, positions, unreached
 from prefopt.models.sampling import Completion, Sampling
 from prefopt.records import Example
 
@@ -235,6 +235,30 @@ def test_a_failure_leaves_the_model_as_it_was():
     with pytest.raises(IndexError):
         local.sample([[VOCABULARY + 5]], 1, Sampling(max_tokens=2), [0])
     assert model.training and model.config._attn_implementation == before
+
+
+def test_when_memory_runs_out_fewer_rows_are_held_and_the_samples_are_the_same(monkeypatch):
+    model, sampling = tiny(), Sampling(max_tokens=5)
+    local = Local(model, ENDS, tokens_per_batch=1000)
+    wanted = tokens_of(local, sampling)
+    step, rows = decode.Decoder.step, []
+
+    def short_of_memory(self: Any, tokens: torch.Tensor) -> torch.Tensor:
+        rows.append(len(tokens))
+        if len(tokens) > 6:
+            raise torch.OutOfMemoryError("no memory left")
+        return step(self, tokens)
+
+    monkeypatch.setattr(decode.Decoder, "step", short_of_memory)
+    assert tokens_of(local, sampling) == wanted
+    assert max(rows) > 6 >= rows[-1]
+
+
+def test_what_a_token_needs_is_read_from_the_configuration():
+    model = tiny()
+    # 2 layers, keys and values, 2 heads of 4 numbers, 4 bytes each
+    assert bytes_held(model) == 2 * 2 * 2 * 4 * 4
+    assert held(model) == 16_384
 
 
 def test_compaction_fills_holes_from_the_end():
