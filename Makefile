@@ -9,8 +9,9 @@ PARITY_STAMP := .venv-parity/.installed
 quickstart: $(VENV_STAMP)  ## a model from nothing, SFT, then DPO, and what changed
 	$(BIN)/prefopt quickstart
 
-test: $(VENV_STAMP)  ## every test; one thread: the models are tiny, and threads that wait for each other cost more
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q
+# one thread a process: the models are tiny, and threads that wait for each other cost more
+test: $(VENV_STAMP)  ## every test, a process for each core
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal
 
 parity: $(PARITY_STAMP)  ## loss and gradient of every row beside TRL's own trainers, in an environment of its own
 	OMP_NUM_THREADS=1 .venv-parity/bin/pytest -q tests/parity
