@@ -487,12 +487,32 @@ def _fields(section: str, module: str, name: str) -> dict[str, Option]:
             rows |= _fields(section, module, base.id)
     for field in node.body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            kind = ast.unparse(field.annotation)
+            kind = _spelt_out(module, ast.unparse(field.annotation))
             if not kind.startswith("ClassVar"):
                 key = field.target.id
                 comment = _comment_above(lines, field.lineno) or _docstring_entry(node, key)
                 rows[key] = Option(key, section, kind, _default(field.value), comment)
     return rows
+
+
+def _spelt_out(module: str, kind: str) -> str:
+    """A type with names for sets of words, `Name = Literal[...]`, of this module or of one it imports, in full."""
+    return re.sub(r"\b[A-Z]\w+", lambda found: _word_set(module, found[0]) or found[0], kind)
+
+
+@functools.cache
+def _word_set(module: str, name: str) -> str | None:
+    if module.split(".")[0] != PACKAGE.name:
+        return None
+    for node in ast.parse(_source_file(module).read_text(encoding="utf-8")).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=known)], value=ast.Subscript(value=ast.Name(id="Literal")) as words):
+                if known == name:
+                    return ast.unparse(words)
+            case ast.ImportFrom(module=str(other), level=0):
+                if name in [alias.name for alias in node.names]:
+                    return _word_set(other, name)
+    return None
 
 
 def _address(section: Section) -> tuple[str, str]:
@@ -530,8 +550,11 @@ def _default(value: ast.expr | None) -> str:
         factory = {word.arg: word.value for word in value.keywords}
         if "default" in factory:
             return ast.unparse(factory["default"])
-        made = ast.unparse(factory["default_factory"]) if "default_factory" in factory else ""
-        return {"dict": "{}", "list": "[]", "tuple": "()", "": ""}.get(made, f"{made}()")
+        made = factory.get("default_factory")
+        if isinstance(made, ast.Lambda):
+            return ast.unparse(made.body)
+        name = "" if made is None else ast.unparse(made)
+        return {"dict": "{}", "list": "[]", "tuple": "()", "": ""}.get(name, f"{name}()")
     return ast.unparse(value)
 
 

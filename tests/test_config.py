@@ -305,6 +305,12 @@ def test_describe_follows_a_package_that_only_re_exports() -> None:
     assert config.describe({"o": "prefopt.objectives:DPO"})[0].key == "beta"
 
 
+def test_help_shows_the_words_and_the_values_that_a_default_is_made_of() -> None:
+    rows = {row.key: row for row in config.describe({"reward": "prefopt.rewards:RewardOptions"})}
+    assert rows["math_answer"].type == "list[Literal['boxed', 'hashes', 'line', 'number', 'all']]"
+    assert rows["math_answer"].default == "['boxed']"
+
+
 # ---------------------------------------------------------------- the real options
 
 
