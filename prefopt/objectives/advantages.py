@@ -23,6 +23,8 @@ from prefopt.records import InputError
 Advantage = Callable[[Batch, Tensor], Tensor]
 
 SPREAD_EPS = 1e-4  # added to a standard deviation, in units of the reward
+SMALLEST_SPREAD = 1e-6  # of rewards, in their units: what is below is rounding, and counts as none
+LARGEST_PULL = 10.0  # of the reference on a group, as a multiple of what the spread of the whole rollout would give it
 LARGEST_SCALE = 1e6  # of a reward under the Beta normalisation
 LARGEST_PARAMETER = 1e6  # of a Beta density: above it the logarithms of its factorials no longer cancel exactly
 
@@ -103,12 +105,18 @@ def over_mean(batch: Batch, reward: Tensor) -> Tensor:
 
 # A penalty [N] on the scale that an advantage gives the rewards of its group, so that beta is the price of a nat under
 # every one of them and the optimum is the reference tilted by reward / beta. The scale is that of the rewards alone:
-# where they are equal there is none, and the penalty stays as it is, rather than being blown up to full size.
+# where they are equal there is none, and the penalty stays as it is, rather than being blown up to full size. Equal are
+# rewards whose spread is rounding (SMALLEST_SPREAD). A group that differs by little beside the others of its rollout is
+# pulled LARGEST_PULL times as much as they are and no more: there the reference holds the policy a little less.
 
 
 def in_group_spreads(batch: Batch, penalty: Tensor) -> Tensor:
-    """Penalty less its group's mean, in standard deviations of the group's rewards (`normalised`): [N] -> [N]."""
-    return _over(centred(batch, penalty), group_std(batch, batch.score), SPREAD_EPS)
+    """Penalty less its group's mean, in standard deviations of the group's rewards (`normalised`): [N] -> [N].
+
+    Of a group with a smaller one than 1 / LARGEST_PULL of that of all rewards of the rollout, in that share of it.
+    """
+    own, floor = group_std(batch, batch.score), batch_moments(batch, batch.score)[1] / LARGEST_PULL
+    return _over(centred(batch, penalty), torch.where(own < SMALLEST_SPREAD, 0.0, own.clamp(min=floor)), SPREAD_EPS)
 
 
 def in_group_means(batch: Batch, penalty: Tensor) -> Tensor:
@@ -122,8 +130,8 @@ def in_batch_spreads(batch: Batch, penalty: Tensor) -> Tensor:
 
 
 def _over(x: Tensor, scale: Tensor, eps: float = 0.0) -> Tensor:
-    """x / (scale + eps), and x itself where the scale is 0."""
-    return (x / torch.where(scale > 0, scale + eps, 1.0)).to(x.dtype)
+    """x / (scale + eps), and x itself where the scale is below SMALLEST_SPREAD."""
+    return (x / torch.where(scale < SMALLEST_SPREAD, 1.0, scale + eps)).to(x.dtype)
 
 
 # ---------------------------------------------------------------- of the whole rollout
@@ -172,7 +180,8 @@ def in_beta_densities(lowest: float, highest: float) -> Advantage:
 
     def penalise(batch: Batch, penalty: Tensor) -> Tensor:
         scale = _beta_scale(batch, batch.score, lowest, highest) / (highest - lowest)
-        return (centred(batch, penalty) * torch.where(group_std(batch, batch.score) > 0, scale, 1.0)).to(penalty.dtype)
+        equal = group_std(batch, batch.score) < SMALLEST_SPREAD
+        return (centred(batch, penalty) * torch.where(equal, 1.0, scale)).to(penalty.dtype)
 
     return penalise
 

@@ -238,8 +238,8 @@ class PolicyGradient:
 
     # strength of the pull towards the reference, reward units per nat: larger stays closer, 0 needs no reference
     beta: float = 0.0
-    # where that pull acts. reward: the log-ratio is taken off the reward, which is exact; k2, k3 (as in the GRPO
-    # paper), k3_weighted: an estimate of the distance is added to the loss
+    # where that pull acts. reward: the log-ratio is taken off the reward, so that the optimum is the reference tilted
+    # by reward / beta; k2, k3 (as in the GRPO paper), k3_weighted: an estimate of the distance is added to the loss
     kl: Literal["reward", "k2", "k3", "k3_weighted"] = "reward"
     # correct for a sampler whose log-probs differ from the trainer's. none; token, sequence: weights trainer/sampler of
     # each token or of the whole completion, cut at correction_cap; token_mask, sequence_mask: what has a weight above
