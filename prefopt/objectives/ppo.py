@@ -159,7 +159,9 @@ class PPO:
     def loss(self, batch: Batch, out: Outputs, targets: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         at = scored_tokens(batch)  # [K]
         old = out.logp.detach() if targets.old_logp is None else targets.old_logp
-        policy, clipping = self.surrogate(batch, out.logp - old, targets.advantage)  # [K]
+        # a ratio of a token that counts for nothing could be infinite, and its gradient of 0 x infinity is none
+        move = out.logp.masked_fill(~at, 0) - old.masked_fill(~at, 0)  # [K]
+        policy, clipping = self.surrogate(batch, move, targets.advantage)  # [K]
         if self.correction != "none":
             policy = policy * correction_weight(self.correction, self.correction_cap, batch, old)
         plain, kept = value_errors(_value(out), targets.value, targets.returns, self.value_clip)  # [K], [K]
