@@ -305,8 +305,12 @@ def batch_of(data: str, **options: Any) -> Batch:
 
 def batch_from(data: str, examples: Sequence[Example]) -> Batch:
     """The rows as a batch; where the policy draws completions, with log-probs of a sampler, by a formula of tokens."""
-    batch = Batch.of(examples)
-    return replace(batch, rollout_logp=-3 - batch.completions.values % 5 / 4.0) if data == "prompts" else batch
+    return drawn(Batch.of(examples)) if data == "prompts" else Batch.of(examples)
+
+
+def drawn(batch: Batch) -> Batch:
+    """The batch with a sampler's log-probs."""
+    return replace(batch, rollout_logp=-3 - batch.completions.values % 5 / 4.0)
 
 
 def nudged(models: Models, size: float = 0.02) -> Models:

@@ -8,6 +8,7 @@ from typing import Any
 
 from prefopt.objectives import (
     AOT,
+    BNPO,
     CISPO,
     CPO,
     DPO,
@@ -20,6 +21,7 @@ from prefopt.objectives import (
     RLOO,
     SFT,
     DrGRPO,
+    LitePPO,
     OnlineDPO,
     ReinforcePP,
     RewardModel,
@@ -73,4 +75,6 @@ VARIANTS: dict[str, Any] = {
 }
 
 LONGEST = 8  # completion that may be drawn, for objectives that ask
+# scaled by a spread that is taken over all prompts of a rollout
+ROLLOUT_WIDE = (BNPO, LitePPO, ReinforcePP, PPO)
 ALL: dict[str, Any] = {name: fitted(cls(), LONGEST, 3) for name, cls in EVERY.items()} | VARIANTS
