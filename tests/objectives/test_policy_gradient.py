@@ -320,8 +320,11 @@ class Fixed:
         return Outputs(self.logp)
 
 
-def test_the_log_ratio_taken_off_the_reward_is_never_divided_by_a_spread() -> None:
-    """Two equal rewards, log-ratios of 3 and 1 nats, beta 0.1: 0.3 and 0.1, less their mean 0.2. RLOO: twice that."""
+def test_in_a_group_of_equal_rewards_the_log_ratio_is_taken_off_as_it_is() -> None:
+    """There is no spread to divide it by, and its own would blow it up.
+
+    Two equal rewards, log-ratios of 3 and 1 nats, beta 0.1: 0.3 and 0.1, less their mean 0.2. RLOO: twice that.
+    """
     batch, seen = rollout(2, 1, score=[1.0, 1.0]), Fixed([-1.0, -1.0, -1.0], [-2.0, -3.0, -2.0])
     for method in (GRPO, DrGRPO, DAPO, GSPO, CISPO, BNPO, LitePPO, SAPO, MaxRL):
         targets = fitted(method(beta=0.1), 8, 2).targets(batch, seen.models)
