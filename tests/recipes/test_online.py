@@ -112,6 +112,12 @@ def test_training_scores_the_temperature_that_was_sampled(model_dir, prompts, tm
         assert result.summary["start"]["kl_reference"] == pytest.approx(0, abs=1e-6)
 
 
+def test_another_models_directory_scores_the_temperature_too_when_it_is_the_reference(model_dir, prompts, tmp_path):
+    options = {"temperature": 0.7, "reference_model": model_dir, "max_steps": 1, "eval_fraction": 0.0}
+    result = run(RLOO(beta=0.1), model_dir, prompts, tmp_path / "run", **options)
+    assert result.summary["start"]["kl_reference"] == pytest.approx(0, abs=1e-5)
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(model_dir, prompts, tmp_path):
     ends = []
     for number, seed in enumerate((3, 3, 4)):

@@ -145,6 +145,15 @@ def test_constants_are_computed_once_for_a_rollout_and_cut_with_it() -> None:
     assert source.attempts.sampler.updates == 2
 
 
+def test_every_pass_but_the_first_takes_the_updates_in_an_order_of_its_own() -> None:
+    source = online(batch_size=2, rollout_batches=6, rollout_passes=3)
+    first = [batch.targets.number[0].item() for batch in take(source, 18)]
+    passes = [first[start : start + 6] for start in (0, 6, 12)]
+    assert passes[0] == [0, 2, 4, 6, 8, 10]
+    assert all(sorted(order) == passes[0] for order in passes)
+    assert len({tuple(order) for order in passes}) == 3
+
+
 def test_one_update_per_rollout_is_said_to_the_objective() -> None:
     source = online()
     take(source, 2)
@@ -232,6 +241,18 @@ def test_dynamic_sampling_draws_on_until_every_group_teaches_something() -> None
     assert dynamic.seen["epoch"] == dynamic.stream.total / 12
 
 
+def test_a_round_of_dynamic_sampling_draws_no_more_than_is_missing() -> None:
+    """Every second prompt of the stream teaches something: 2 of 4 are missing, then 1 of 2, and 1 again."""
+    useful = {draw.number for draw in Stream(PROMPTS, 0).take(12)[1::2]}
+
+    def value(sample: Sample) -> float:
+        return float(len(sample.tokens) % 2) if sample.columns["at"] in useful else 0.0
+
+    source = online(value, batch_size=4, dynamic_sampling=True, dynamic_rounds=9)
+    take(source, 1)
+    assert [len(seeds) for seeds in source.attempts.sampler.asked] == [4, 2, 1, 1]
+
+
 def test_dynamic_sampling_gives_up_after_its_rounds_and_fills_up() -> None:
     source = online(lambda sample: 0.0, dynamic_sampling=True, dynamic_rounds=2)
     [batch] = take(source, 1)
@@ -245,6 +266,52 @@ def test_a_stall_is_said_and_kept() -> None:
     take(source, 6)
     assert len(said) == 1 and said[0].startswith("step 4: learning has stalled")
     assert source.watch.found is not None and source.watch.found.since == 1
+
+
+class Polite:
+    """A mixture whose task is never solved, with ever more for manners."""
+
+    name = "polite"
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.at_steps: list[tuple[int, int]] = []
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Score]:
+        self.asked += 1
+        manners = [self.asked / 8 + 0.1 * (at % 2) for at in range(len(samples))]
+        return [Score(extra, "", {"task": 0.0, "manners": extra}) for extra in manners]
+
+    def at(self, step: int, steps: int) -> None:
+        self.at_steps.append((step, steps))
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_bonus_beside_the_task_does_not_hide_a_stall() -> None:
+    source = online(stall_window=4)
+    source.attempts.reward = Polite()
+    take(source, 6)
+    assert source.seen["reward"] > 0.7
+    assert source.watch.found is not None and source.watch.found.failed == 1
+
+
+def test_a_reward_that_asks_is_told_before_every_rollout_how_far_the_run_is() -> None:
+    source = online(rollout_batches=2)
+    source.steps, source.attempts.reward = 6, Polite()
+    take(source, 6)
+    assert source.attempts.reward.at_steps == [(0, 6), (2, 6), (4, 6)]
+
+
+def test_easier_prompts_are_no_success_of_those_with_their_number() -> None:
+    """The easier three are never solved, the main ones with the same numbers always."""
+    source = online(lambda sample: float(sample.columns["at"] < 3), batch_size=4, curriculum="success")
+    easier = [Prompt(prompt.tokens, "easy", {"at": 100 + at}) for at, prompt in enumerate(PROMPTS[:3])]
+    source.stream = Stream(PROMPTS, 0, curriculum="success", easier=easier, easier_share=0.5)
+    take(source, 6)
+    assert source.stream.total - source.stream.drawn == 12
+    assert source.stream.order.success == {at: float(at < 3) for at in range(12)}
 
 
 def test_the_curriculum_is_told_how_often_a_prompt_was_solved() -> None:
