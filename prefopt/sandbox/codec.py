@@ -12,6 +12,7 @@ keys collide costs no more than another. Standard library only, and Python 3.9: 
 from __future__ import annotations
 
 import collections
+import hashlib
 import json
 from typing import Any
 
@@ -171,14 +172,18 @@ def _names(trees: list[Any]) -> set[str] | None:
 
 
 def _name(tree: Any) -> str | None:
-    """A text that hashable values share if they are equal: texts do not collide where the other side wants them to."""
+    """A text that hashable values share if they are equal: texts do not collide where the other side wants them to.
+
+    Of a container a digest, as long at every depth: texts of texts would double with each level.
+    """
     kind = _kind(tree)
     if kind == "number":
         return _number_name(_number(tree))
     if kind in ("t", "set"):
         names = [_name(inner) for inner in tree[1:]]
         known = [name for name in names if name is not None]
-        return json.dumps([kind, *(sorted(known) if kind == "set" else known)]) if len(known) == len(names) else None
+        held = json.dumps(sorted(known) if kind == "set" else known)
+        return f"{kind} {hashlib.sha256(held.encode()).hexdigest()}" if len(known) == len(names) else None
     return None if kind in ("l", "d") else json.dumps(tree)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import threading
@@ -12,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from prefopt.sandbox import machine
 from prefopt.sandbox.machine import Machine
-from prefopt.sandbox.process import Limits, SandboxError, Zygote
+from prefopt.sandbox.process import Limits, SandboxError, Zygote, plain
 from prefopt.sandbox.programs import Outcome, Program, Verdict, judge
+
+log = logging.getLogger("prefopt")
 
 RUNS_PER_ZYGOTE = 2000  # then it is replaced, whatever it may have gathered
 
@@ -65,6 +68,10 @@ class Sandbox:
                     return judge(zygote, program, until)
             except SandboxError as error:
                 why = str(error)
+            except Exception as error:  # a fault of this package's: it must not lose the others' verdicts
+                why = plain(f"{type(error).__name__}: {error}")
+                log.warning("sandbox: a program was not judged: %s", why)
+                break
         return Verdict(Outcome.INFRA_ERROR, 0, 0, why)
 
     @contextlib.contextmanager

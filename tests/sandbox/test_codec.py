@@ -165,6 +165,20 @@ def test_a_tree_deeper_than_any_answer_is_refused() -> None:
         check(tree)
 
 
+@pytest.mark.parametrize("kind", [tuple, lambda held: frozenset(held), lambda held: (frozenset(held), 1)])
+def test_nested_members_of_a_set_cost_no_more_than_flat_ones(kind: Any) -> None:
+    """Texts of texts would double with each of the 30 levels: gigabytes."""
+    deep: Any = 1
+    for _ in range(30):
+        deep = kind((deep,))
+    start = time.process_time()
+    assert same(sent({deep, 2}), sent({2, deep}))
+    assert not same(sent({deep, 2}), sent({kind((deep,)), 2}))
+    assert same(sent({(1, frozenset({2.0, 3}))}), sent({(True, frozenset({3, 2}))}))
+    assert not same(sent({(1, 2)}), sent({frozenset({1, 2})}))
+    assert time.process_time() - start < 5
+
+
 def test_keys_that_collide_cost_no_more_than_others() -> None:
     """As ints these 30,000 keys have one hash; a dict of them takes minutes."""
     tree = check(["d", *([["i", hex(k * (2**61 - 1))], 0] for k in range(1, 30_001))])

@@ -15,8 +15,9 @@ import pytest
 from run_attacks import tree
 
 from prefopt.records import InputError
-from prefopt.sandbox import Call, Calls, Limits, Outcome, Sandbox, Script, machine, process
+from prefopt.sandbox import Call, Calls, Limits, Outcome, Program, Sandbox, Script, Verdict, machine, pool, process
 from prefopt.sandbox.pool import RUNS_PER_ZYGOTE
+from prefopt.sandbox.programs import judge
 
 ROOT = Path(__file__).parents[2]
 CALLS = (Call("add", (2, 3), 5), Call("add", (1, 1), 2))
@@ -97,6 +98,18 @@ def test_what_cannot_be_run_in_time_is_not_scored(sandbox: Sandbox) -> None:
     assert time.monotonic() - start < 2.4
     assert [verdict.outcome for verdict in found] == [Outcome.PASSED] * 2 + [Outcome.INFRA_ERROR] * 4
     assert "time of the whole batch" in found[-1].why and found[-1].total == 0
+
+
+def test_an_error_in_one_verdict_does_not_lose_the_others(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(zygote: process.Zygote, program: Program, until: float) -> Verdict:
+        if program is WRONG:
+            raise MemoryError("no memory")
+        return judge(zygote, program, until)
+
+    monkeypatch.setattr(pool, "judge", broken)
+    found = sandbox.judge([RIGHT, WRONG, RIGHT])
+    assert [verdict.outcome for verdict in found] == [Outcome.PASSED, Outcome.INFRA_ERROR, Outcome.PASSED]
+    assert found[1].why == "MemoryError: no memory"
 
 
 def test_a_program_is_judged_by_its_own_seconds(sandbox: Sandbox) -> None:

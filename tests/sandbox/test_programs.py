@@ -83,6 +83,15 @@ def test_a_tuple_answers_for_a_list_only_where_asked(sandbox: Sandbox) -> None:
     assert judged(sandbox, Calls(code, calls, tuples_as_lists=True)).outcome is Outcome.PASSED
 
 
+def test_a_deep_answer_is_compared_in_no_time(sandbox: Sandbox) -> None:
+    """As an attack on the trainer: it is the trainer that compares."""
+    code = "def f():\n    value = 1\n    for _ in range(60): value = (value,)\n    return {value, 2}"
+    start = time.process_time()
+    verdict = judged(sandbox, Calls(code, (Call("f", (), {1, 2}),)))
+    assert (verdict.outcome, verdict.why) == (Outcome.FAILED, "test 1: a wrong answer")
+    assert time.process_time() - start < 5
+
+
 def test_expected_values_that_stand_in_the_source_are_a_sign(sandbox: Sandbox) -> None:
     calls = tuple(Call("f", (text,), text[::-1] + "!") for text in ("first", "second", "third"))
     table = {call.arguments[0]: call.expected for call in calls}
