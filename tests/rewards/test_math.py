@@ -44,6 +44,24 @@ EQUAL = [
     ("y=1+2x", "y=2x+1"),
     (r"\text{Tuesday}", "Tuesday"),
     ("-18", "-18"),
+    ("\u221218", "-18"),
+    ("18 square feet", r"18\text{ ft}^2"),
+    (r"18\text{ m}^2", "18"),
+    ("18 m", r"18 \text{ meters}"),
+    ("18", "18 cm"),
+    ("60 miles per hour", "60 miles/hour"),
+    (r"2\sqrt{3}\text{ m}", r"2\sqrt{3}"),
+    ("90 degrees", r"90^\circ"),
+    (r"90^{\circ}", "90"),
+    ("1 1/2", "1.5"),
+    ("-1 1/2", "-1.5"),
+    (r"1\frac12", "3/2"),
+    ("0.333333", "1/3"),
+    ("0.0000001", r"1 \times 10^{-7}"),
+    ("Yes", "yes"),
+    ("(A)", "A"),
+    ("ab", "a b"),
+    (r"x \cdot y", "yx"),
 ]
 
 DIFFERENT = [
@@ -72,6 +90,41 @@ DIFFERENT = [
     ("3.1416", r"\pi"),
     ("0.3333", r"\frac{1}{3}"),
     ("Monday", "Tuesday"),
+    ("2", "2x"),  # a variable is no unit
+    ("2x", "2"),
+    ("2", "2m"),
+    ("3", "3x^2"),
+    ("3x", "3x^2"),
+    ("3", "3 m^2"),
+    (r"\frac{1}{2}", r"\frac{1}{2} m"),
+    ("5", "5i"),
+    ("5i", "5"),
+    ("12", "12xy"),
+    ("5k", "5"),
+    ("5n", "5"),
+    ("2 a", "2"),
+    ("6e", "6"),
+    ("5 pi", "5"),
+    ("5 squared", "5"),
+    ("5 is wrong", "5"),
+    ("5 or six", "5"),
+    ("5 thousandths", "5"),
+    ("10 cm", "10 m"),
+    ("10 dollars", "10 cents"),
+    ("7 days", "7 weeks"),
+    ("9 square meters", "9 m"),
+    (r"2\sqrt{3}\text{ cm}", r"2\sqrt{3}\text{ m}"),
+    ("1 1/2", "0.5"),
+    ("1/0", "18"),
+    ("0.0000001", "0.0000002"),
+    ("18.0000001", "18"),
+    (r"0.5\%", r"50\%"),
+    ("sey", "yes"),  # words are no products
+    ("s \\cdot e \\cdot y", "yes"),
+    ("seat", "east"),
+    (r"\text{veen}", r"\text{even}"),
+    ("BA", "AB"),
+    ("a", "A"),
 ]
 
 
@@ -88,6 +141,11 @@ def test_these_are_not(given: str, right: str) -> None:
 def test_a_percent_sign_is_read_as_hundredths_or_not_at_all() -> None:
     """math-verify's reading, stated in the docs: 50% is 0.5 and 50."""
     assert [compare(r"50\%", right).value for right in ("50", "0.5", "5")] == [1.0, 1.0, 0.0]
+
+
+def test_an_answer_of_any_length_is_compared() -> None:
+    (graded,) = grade(["1" * 5000], answer=["18"], math_answer=["all"])
+    assert graded.value == 0.0 and "more than 1,000 characters" in graded.why
 
 
 def test_a_sum_counts_where_that_is_asked_for() -> None:
