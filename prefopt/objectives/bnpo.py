@@ -56,6 +56,11 @@ class BNPO(Clipped):
             raise ValueError(f"lowest must be below highest, got {self.lowest:g} and {self.highest:g}")
 
     @property
+    def least_reward(self) -> float:
+        """None may be below."""
+        return self.lowest
+
+    @property
     def method(self) -> Method:
         ends = (self.lowest, self.highest)
         return Method(beta_normalised(*ends), clipped(*self.edges), SEQUENCE_SUM, in_beta_densities(*ends))

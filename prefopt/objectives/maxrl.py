@@ -26,6 +26,8 @@ class MaxRL(PolicyGradient):
     # safely (0.2 is usual with several updates per rollout); null: without end, as in the paper
     clip: float | None = None
 
+    least_reward: ClassVar[float] = 0.0  # none may be below
+
     facts: ClassVar[Facts] = Facts(
         name="maxrl",
         title="Maximum likelihood reinforcement learning (experimental)",

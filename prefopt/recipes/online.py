@@ -56,6 +56,7 @@ def refuse_contradictions(objective: Any, settings: Mapping[str, Any]) -> None:
             f"max_tokens={options.max_tokens}; raise one or lower the other"
         )
     _refuse_sharding(facts, settings)
+    _refuse_penalty(objective, options)
     if options.sampling.truncated and getattr(objective, "correction", "none") == "none":
         log.warning(
             "top_k, top_p or min_p: completions come from another distribution than the one that is trained; "
@@ -71,6 +72,17 @@ def _refuse_sharding(facts: Any, settings: Mapping[str, Any]) -> None:
         )
     if settings["model"].shard and facts.critic:
         raise InputError(f"shard: {facts.name} has a critic, which is not sharded; leave shard out, or take grpo")
+
+
+def _refuse_penalty(objective: Any, options: RolloutOptions) -> None:
+    """InputError where a failure that is cut, of reward 0, would be worth less than the objective takes."""
+    lowest, name = getattr(objective, "least_reward", None), objective.facts.name
+    if options.unfinished != "penalty" or lowest is None or -options.unfinished_penalty >= lowest:
+        return
+    raise InputError(
+        f"unfinished: penalty makes a failure that is cut worth {-options.unfinished_penalty:g}, and {name} takes no "
+        f"reward below {lowest:g}; use unfinished: keep or ignore, or take grpo"
+    )
 
 
 def prompts_of(data: Dataset) -> list[Prompt]:
