@@ -75,6 +75,11 @@ class RolloutOptions:
             value = getattr(self, name)
             if value is not None and value < smallest:
                 raise ValueError(f"{name} must be at least {smallest}, got {value}")
+        if self.dynamic_sampling and self.num_completions == 1:
+            raise ValueError(
+                "dynamic_sampling looks for prompts whose completions differ in reward, and num_completions=1 leaves "
+                "nothing to differ; give 2 or more, or leave dynamic_sampling out"
+            )
         if not 0 < self.easier_share < 1:
             raise ValueError(f"easier_share must be between 0 and 1, got {self.easier_share}")
         if not self.unfinished_penalty > 0 or self.unfinished_penalty == float("inf"):

@@ -102,6 +102,11 @@ class Stream:
         self.drawn = 0  # of the main list
         self.total = 0
 
+    @property
+    def main_share(self) -> float:
+        """Share of the draws that comes from the main list."""
+        return 1 - self.easier_share if self.easy_order is not None else 1.0
+
     def take(self, count: int) -> list[Draw]:
         """The next `count` draws, the easier ones spread among the others."""
         return [self._next() for _ in range(count)]

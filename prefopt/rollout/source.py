@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -32,6 +32,7 @@ from prefopt.rollout.prompts import Draw, Stream
 from prefopt.rollout.stall import Seen, Watch
 
 log = logging.getLogger("prefopt")
+T = TypeVar("T")
 
 Told = Callable[[int, Sequence[Group]], None]  # number of the first update that a rollout serves, and its groups
 
@@ -78,10 +79,13 @@ class Online:
         self.stream, self.attempts, self.objective, self.options = stream, attempts, objective, options
         self.batch_size, self.budget, self.steps, self.seed = batch_size, budget, steps, seed
         self.tell, self.say = tell, say
-        self.steps_per_epoch = len(stream.prompts) * options.rollout_passes / batch_size
+        self.steps_per_epoch = len(stream.prompts) / stream.main_share * options.rollout_passes / batch_size
         self.seen: dict[str, float] = {}
         self.updates, self.rollouts, self.unscored = 0, 0, 0
-        self.range, self.watch = Range(), Watch(options.stall_window)
+        self.range, self.watch = (
+            Range(),
+            Watch(options.stall_window, "groups" if options.num_completions > 1 else "rollouts"),
+        )
         self.ready: Rollout | None = None
 
     def first(self, policy: Any) -> Batch:
@@ -133,37 +137,42 @@ class Online:
         self.rollouts += 1
         self.attempts.begin(self.updates, self.steps)
         self.attempts.sampler.update(getattr(policy, "policy", policy))  # a critic writes nothing
-        shares = self._shares()
+        draws = self.stream.take(self.batch_size * self.options.rollout_batches)
+        shares = self._shares(draws)
         sizes = [len(share) for share in shares]
-        groups = self._attempted([draw for share in shares for draw in share])
+        groups = kept = self._attempted([draw for share in shares for draw in share])
         if self.options.dynamic_sampling:
-            groups = self._refilled(groups, sum(sizes))
+            groups, kept = self._refilled(draws, groups)
         facts = [fact for share in ranks.gather([group.facts() for group in groups]) for fact in share]
-        kept = most_useful(groups, sum(sizes))
         trained = sum(ranks.gather(sum(group.useful for group in kept)))
         return Rollout(kept, batch_of(kept), sizes, facts, self._measured(facts, trained))
 
-    def _shares(self) -> list[list[Draw]]:
-        """This process's draws for each update."""
+    def _shares(self, whole: Sequence[T]) -> list[list[T]]:
+        """This process's part of each update, of a rollout in the order it was drawn."""
         size = self.batch_size
-        draws = self.stream.take(size * self.options.rollout_batches)
-        return [draws[at : at + size][ranks.rank() :: ranks.world()] for at in range(0, len(draws), size)]
+        return [list(whole[at : at + size][ranks.rank() :: ranks.world()]) for at in range(0, len(whole), size)]
 
     def _attempted(self, draws: Sequence[Draw]) -> list[Group]:
         return self.attempts.at(draws, self.options.num_completions, self.options.sampling)
 
-    def _refilled(self, groups: list[Group], wanted: int) -> list[Group]:
-        """More groups until every process has `wanted` that teach something, or the rounds are over.
+    def _refilled(self, draws: Sequence[Draw], groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
+        """More groups until as many teach something as were drawn at first, or the rounds are over.
 
+        All that this process attempted, and its part of those that are trained on, which are chosen among the groups of
+        all processes in the order of their draws, so that updates do not depend on the number of processes.
         Yu et al. 2025, arXiv:2503.14476 (dynamic sampling).
         """
+        wanted, order, groups = len(draws), list(draws), list(groups)
         for _ in range(self.options.dynamic_rounds):
-            missing = ranks.gather(max(wanted - sum(group.useful for group in groups), 0))
-            if not any(missing):
+            missing = wanted - sum(ranks.gather(sum(group.useful for group in groups)))
+            if missing <= 0:
                 break
-            draws, before = self.stream.take(sum(missing)), sum(missing[: ranks.rank()])
-            groups = [*groups, *self._attempted(draws[before : before + missing[ranks.rank()]])]
-        return groups
+            more = self.stream.take(missing)
+            order += more
+            groups += self._attempted(more[ranks.rank() :: ranks.world()])
+        everyone = {group.draw.seed: group for share in ranks.gather(groups) for group in share}
+        chosen = most_useful([everyone[draw.seed] for draw in order], wanted)
+        return groups, [group for share in self._shares(chosen) for group in share]
 
     def _measured(self, facts: Sequence[GroupFacts], trained: int) -> dict[str, float]:
         """Metrics of the groups of all processes; the curriculum and the watch for a stall learn of them too."""
@@ -171,15 +180,19 @@ class Online:
         solved = [[self.range.solved(value) for value in fact.known] for fact in facts]
         measured = zip(facts, solved, strict=True)
         self.stream.learn((fact.number, sum(own) / len(own)) for fact, own in measured if own and not fact.easier)
+        alone = self.options.num_completions == 1
         kinds, known = Kinds.of(facts, self.range), [value for fact in facts for value in fact.known]
         if known:
             successes, level = sum(map(sum, solved)), sum(known) / len(known)
-            line = self.watch.see(Seen(self.updates + 1, sum(kinds), kinds.failed, len(known), successes, level))
+            # completions that have no others beside them are compared over the rollout, which is their group
+            counted = (1, int(not successes)) if alone else (sum(kinds), kinds.failed)
+            line = self.watch.see(Seen(self.updates + 1, *counted, len(known), successes, level))
             if line is not None:
                 self.say(line)
         seconds = {f"seconds/{name}": spent for name, spent in self.attempts.seconds.items()}
         said = {f"reward/{name}": value for name, value in self.attempts.logged().items()}
-        return {**reward_metrics(facts), **said, **group_metrics(kinds, trained), **shape_metrics(facts), **seconds}
+        grouped = {} if alone else group_metrics(kinds, trained)
+        return {**reward_metrics(facts), **said, **grouped, **shape_metrics(facts), **seconds}
 
     def _without_scores(self, rollout: Rollout) -> bool:
         """Whether nothing in a rollout has a score; said, and an InputError after some in a row."""

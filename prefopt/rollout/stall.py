@@ -13,7 +13,10 @@ SURE = 0.05  # the bound on the success rate fails to hold in this share of case
 
 @dataclass(frozen=True)
 class Seen:
-    """A rollout: groups, those that failed throughout, completions that were judged and that succeeded, mean reward."""
+    """A rollout: groups, those that failed throughout, completions that were judged and that succeeded, mean reward.
+
+    With one completion of each prompt the whole rollout is a group: in it they are compared.
+    """
 
     step: int
     groups: int
@@ -29,6 +32,7 @@ class Stall:
 
     failed: share of groups in which every completion failed. p_upper: upper bound (95 %) of the chance that a
     completion succeeds. num_completions: so many of a prompt would give one success in half the groups at that chance.
+    among: what those groups are, in words.
     """
 
     since: int
@@ -36,6 +40,7 @@ class Stall:
     failed: float
     p_upper: float
     num_completions: int
+    among: str = "groups"
     recovered: int | None = None
 
     def summary(self) -> dict[str, Any]:
@@ -45,17 +50,18 @@ class Stall:
 def advice(stall: Stall) -> str:
     """What was found and what to do, in words."""
     return (
-        f"learning has stalled: in {stall.failed:.0%} of the groups no completion was rewarded and the reward does not "
-        f"rise; a completion succeeds with a chance of at most {stall.p_upper:.2g} (95 %), so that half the groups "
-        f"would hold a success only with num_completions={stall.num_completions:,} or more. Mix in easier prompts "
-        "(easier_data), start from a model that solves some, or give partial credit"
+        f"learning has stalled: in {stall.failed:.0%} of the {stall.among} no completion was rewarded and the reward "
+        f"does not rise; a completion succeeds with a chance of at most {stall.p_upper:.2g} (95 %), so that half the "
+        f"groups would hold a success only with num_completions={stall.num_completions:,} or more. Mix in easier "
+        "prompts (easier_data), start from a model that solves some, or give partial credit"
     )
 
 
 class Watch:
-    """Told of every rollout; `found` is the latest stall, None if there was none."""
+    """Told of every rollout; `found` is the latest stall, None if there was none. among: what its groups are."""
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, among: str = "groups") -> None:
+        self.among = among
         self.window: deque[Seen] = deque(maxlen=window)
         self.found: Stall | None = None
 
@@ -70,7 +76,7 @@ class Watch:
         before = self.found is not None and self.found.recovered is None
         if now:
             since = self.found.since if before and self.found else self.window[0].step
-            self.found = _stall(since, failed, list(self.window))
+            self.found = _stall(since, failed, list(self.window), self.among)
             return None if before else f"step {seen.step}: {advice(self.found)}"
         if before and self.found and failed <= FAILED:
             self.found = Stall(**{**vars(self.found), "recovered": seen.step})
@@ -78,9 +84,9 @@ class Watch:
         return None
 
 
-def _stall(since: int, failed: float, window: list[Seen]) -> Stall:
+def _stall(since: int, failed: float, window: list[Seen], among: str) -> Stall:
     bound = upper_bound(sum(one.successes for one in window), sum(one.judged for one in window))
-    return Stall(since, window[-1].step, failed, bound, needed(bound))
+    return Stall(since, window[-1].step, failed, bound, needed(bound), among)
 
 
 def upper_bound(successes: int, n: int) -> float:
