@@ -183,6 +183,8 @@ def _train(objective: Any, settings: dict[str, Any], rewards: list[Any], journal
     _clear(out)
     best = Best(metric_to_keep(run, objective), out, actor, tokenizer) if run.keep == "best" else None
     peak = _peak(plan.objective, settings["loop"], policy.model)
+    if words := _critic_rate(actor, settings["loop"], peak):
+        journal.say(words)
     journal.begin(plan.steps)
     listeners = _listeners(journal, best, settings, reference, policy)
     _updates(plan, settings, Models(actor, reference), budget, peak, listeners, rollouts)
@@ -692,12 +694,14 @@ def _held_out(data: Dataset, batch_size: int, least: int = 1) -> Any:
 
 
 def _steps(settings: dict[str, Any], rows: int, objective: Any) -> int:
-    """Updates in all."""
+    """Updates in all. rows: of the training data, of which each comes once an epoch, beside easier ones."""
     loop: LoopOptions = settings["loop"]
     if loop.max_steps is not None:
         return loop.max_steps
     if is_online(objective):
-        return math.ceil(loop.epochs * rows / loop.batch_size) * int(settings["rollout"].rollout_passes)
+        options = settings["rollout"]
+        share = 1 - options.easier_share if options.easier_data is not None else 1.0
+        return math.ceil(loop.epochs * rows / share / loop.batch_size) * int(options.rollout_passes)
     return math.ceil(loop.epochs * steps_per_epoch(rows, loop.batch_size, objective.facts.least))
 
 
@@ -706,6 +710,16 @@ def _peak(objective: Any, loop: LoopOptions, model: Any) -> float:
         return loop.learning_rate
     default: float = objective.facts.learning_rate
     return default * 10 if is_adapted(model) else default
+
+
+def _critic_rate(actor: Any, loop: LoopOptions, peak: float) -> str:
+    """A line for the log where the higher default of adapters is the rate of a critic that has none; else empty."""
+    if loop.learning_rate is not None or getattr(actor, "critic", None) is None or not is_adapted(actor.policy.model):
+        return ""
+    return (
+        f"critic: trained whole at the adapter's learning rate, {peak:g}; critic=shared has no weights of its own to "
+        "move too fast, or set learning_rate"
+    )
 
 
 def _push(folder: Path, name: str, private: bool) -> None:
