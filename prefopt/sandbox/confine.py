@@ -26,19 +26,22 @@ SCOPES = 0b11  # abstract Unix sockets, signals; since ABI 6
 
 AUDIT_X86_64, X32_BIT = 0xC000003E, 0x40000000
 KILL, ALLOW, ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-SYSTEM_CALL, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT = 0, 4, 16, 24
+LOAD, AND, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
+SYSTEM_CALL, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT, THIRD_ARGUMENT = 0, 4, 16, 24, 32
+OPEN, OPENAT = 2, 257
 CLONE, CLONE3, IOCTL, FCNTL, PRCTL, TGKILL, PRLIMIT64 = 56, 435, 16, 72, 157, 234, 302
 OWN = 0xFEEDFACE  # stands for the process's own id in a filter, which is built once for all processes
 NEWEST = 449  # system calls from here on are not known here
 CLONE_THREAD = 0x10000
 PUSH_INPUT = 0x5412  # types into a terminal
 OWNERS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX: who gets which signal of a descriptor
-SOCKET_OWNERS = (0x8901, 0x8902)  # the same for sockets
+SOCKETS = (0x8900, 0x89FF)  # the same for sockets, and the machine's network devices and their addresses
 NOT_PERMITTED, NOT_IMPLEMENTED = 1, 38
 
 # System calls refused with EPERM, by their x86-64 numbers (arch/x86/entry/syscalls/syscall_64.tbl).
 REFUSED = (
+    # truncate, which Landlock leaves alone before ABI 3, and openat2, whose flags a filter cannot see
+    (76, 437),
     # owners, modes, times and attributes of files, which Landlock leaves alone; sync of the whole machine
     (90, 91, 92, 93, 94, 132, 188, 189, 190, 197, 198, 199, 235, 260, 261, 268, 280, 162, 306),
     # sockets, beyond reading and writing the one that is open
@@ -49,8 +52,9 @@ REFUSED = (
     (62, 200, 129, 297, 424, 434, 438),
     # other processes' memory and state: ptrace, process_vm_readv and _writev, kcmp, process_madvise, .. page moves
     (101, 256, 279, 310, 311, 312, 440, 448),
-    # identity, sessions, priorities and scheduling of others
-    (105, 106, 109, 112, 113, 114, 116, 117, 119, 122, 123, 126, 135, 141, 142, 144, 203, 251, 314),
+    # identity, sessions, priorities and scheduling of others, and what tells which processes there are
+    (105, 106, 109, 112, 113, 114, 116, 117, 119, 121, 122, 123, 124, 126, 135, 140, 141, 142, 143, 144, 145, 148),
+    (203, 251, 274, 314),
     # System V and POSIX shared memory, semaphores and queues: they outlive the process
     (29, 30, 31, 64, 65, 66, 67, 68, 69, 70, 71, 220, 240, 241, 242, 243, 244, 245),
     # mounts and namespaces: pivot_root, chroot, mount, umount2, unshare, setns, open_tree .. fspick, mount_setattr
@@ -174,10 +178,29 @@ def _only(call: int, argument: int, test: int, value: int) -> list[bytes]:
     ]
 
 
-def _except(call: int, argument: int, values: tuple[int, ...]) -> list[bytes]:
-    """Allow a system call but where the low half of one argument is one of the values."""
-    refused = [step for value in values for step in (_step(EQUAL, value, 0, 1), _step(RETURN, ERRNO | NOT_PERMITTED))]
+def _except(call: int, argument: int, *ranges: tuple[int, int]) -> list[bytes]:
+    """Allow a system call but where the low half of one argument is in one of the ranges, from first to last."""
+    refused = []
+    for first, last in ranges:
+        refused += [_step(AT_LEAST, first, 0, 2), _step(AT_LEAST, last + 1, 1, 0)]
+        refused += [_step(RETURN, ERRNO | NOT_PERMITTED)]
     return [_step(EQUAL, call, 0, len(refused) + 2), _step(LOAD, argument), *refused, _step(RETURN, ALLOW)]
+
+
+def _open(call: int, flags: int) -> list[bytes]:
+    """Allow opening a file with O_TRUNC only for writing, which Landlock sees. Before ABI 3 it does not see O_TRUNC, and
+    it never sees the access mode 3, which is neither reading nor writing.
+    """
+    return [
+        _step(EQUAL, call, 0, 7),
+        _step(LOAD, flags),
+        _step(ANY_BIT, os.O_TRUNC, 0, 4),
+        _step(AND, os.O_ACCMODE),
+        _step(EQUAL, os.O_WRONLY, 2, 0),
+        _step(EQUAL, os.O_RDWR, 1, 0),
+        _step(RETURN, ERRNO | NOT_PERMITTED),
+        _step(RETURN, ALLOW),
+    ]
 
 
 def seccomp_program() -> bytes:
@@ -200,9 +223,11 @@ def seccomp_program() -> bytes:
         *_only(CLONE, FIRST_ARGUMENT, ANY_BIT, CLONE_THREAD),
         *_only(TGKILL, FIRST_ARGUMENT, EQUAL, OWN),
         *_only(PRLIMIT64, FIRST_ARGUMENT, EQUAL, 0),
-        *_except(IOCTL, SECOND_ARGUMENT, (PUSH_INPUT, *SOCKET_OWNERS)),
-        *_except(FCNTL, SECOND_ARGUMENT, OWNERS),
-        *_except(PRCTL, FIRST_ARGUMENT, (DEATH_SIGNAL,)),
+        *_except(IOCTL, SECOND_ARGUMENT, (PUSH_INPUT, PUSH_INPUT), SOCKETS),
+        *_except(FCNTL, SECOND_ARGUMENT, *((owner, owner) for owner in OWNERS)),
+        *_except(PRCTL, FIRST_ARGUMENT, (DEATH_SIGNAL, DEATH_SIGNAL)),
+        *_open(OPEN, SECOND_ARGUMENT),
+        *_open(OPENAT, THIRD_ARGUMENT),
     ]
     for number in [number for group in REFUSED for number in group]:
         steps += [_step(EQUAL, number, 0, 1), _step(RETURN, ERRNO | NOT_PERMITTED)]

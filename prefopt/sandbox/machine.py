@@ -46,6 +46,11 @@ def attempt():
     def unshare():
         if library.unshare(0x10000000) != 0:
             raise OSError
+    def truncate(call):
+        try:
+            call()
+        except IsADirectoryError:  # it was let through to the file
+            pass
     attack("fork a process", fork)
     attack("run a program", lambda: os.posix_spawn("/bin/true", ["true"], {}))
     attack("signal the process that started it", lambda: os.kill(os.getppid(), 0))
@@ -54,6 +59,8 @@ def attempt():
     attack("make a user namespace", unshare)
     attack("read a file anyone may read", lambda: open("/etc/passwd").read())
     attack("open a folder anyone may write to", lambda: os.open("/tmp", os.O_TMPFILE | os.O_RDWR))
+    attack("truncate a file", lambda: truncate(lambda: os.truncate("/", 0)))
+    attack("truncate a file that it opens", lambda: truncate(lambda: os.open("/", os.O_TRUNC)))
     attack("list processes", lambda: os.listdir("/proc"))
     if STRICT:
         attack("see that a file exists", lambda: os.stat("/etc/passwd"))

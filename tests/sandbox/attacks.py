@@ -366,4 +366,22 @@ def _more(place: Place) -> list[Attack]:
         Attack(
             82, "a system call of tomorrow", attempt(CHECKED + "must(library.syscall(463, 0, 0, 0, 0))"), tries=True
         ),
+        Attack(83, "length of another's file", attempt(f"import os\nos.truncate('{folder}/secret', 0)"), tries=True),
+        Attack(
+            84,
+            "addresses of the machine",
+            attempt("import fcntl, struct\nfcntl.ioctl(3, 0x8912, struct.pack('iP', 0, 0))"),  # SIOCGIFCONF
+            tries=True,
+        ),
+        Attack(
+            85,
+            "which processes there are",
+            attempt(
+                "import os\nfound = []\n"
+                "for call in (os.getsid, os.getpgid, lambda p: os.getpriority(0, p), os.sched_getparam):\n"
+                f"    try: found.append(call({place.victim}))\n    except PermissionError: pass\n"
+                "if not found: raise OSError('none')"
+            ),
+            tries=True,
+        ),
     ]

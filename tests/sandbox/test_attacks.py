@@ -8,14 +8,16 @@ import platform
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from attacks import REFUSED, Attack, Place, attacks
+from attacks import CHECKED, REFUSED, Attack, Place, attacks, attempt
+from run_attacks import said
 
 from prefopt.records import InputError
-from prefopt.sandbox import confine, find
+from prefopt.sandbox import confine, find, process
 from prefopt.sandbox.machine import NOBODY
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +81,39 @@ def test_an_attack_earns_nothing_and_reaches_nothing(attack: Attack, outcome: di
         assert got["passed"] == 2
     if attack.tries and (attack.number, outcome["level"]) != (51, "standard"):  # sizes of files: docs/sandbox.md
         assert re.match(REFUSED, got["said"]), got["said"]
+
+
+@pytest.mark.parametrize("abi", [1, 2])
+def test_files_keep_their_length_where_landlock_does_not_see_it(
+    abi: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before ABI 3 Landlock knows no right to truncate: a newer kernel is asked for an older rule set."""
+    try:
+        host = replace(find("standard").host, readable=(str(tmp_path),))
+    except InputError as error:
+        pytest.skip(str(error))
+    as_it_is = process._source
+    older = "return max(0,", f"return min({abi},"
+    assert older[0] in as_it_is("confine")
+    monkeypatch.setattr(process, "_source", lambda name: as_it_is(name).replace(*older))
+    path = tmp_path / "data"
+    path.write_text("words")
+    for place, mode in ((path, 0o666), *((folder, 0o755) for folder in (tmp_path, *tmp_path.parents[:2]))):
+        place.chmod(mode)
+    zygote = process.Zygote(host, process.Limits())
+    for how in (
+        "os.truncate(PATH, 0)",
+        "os.open(PATH, os.O_TRUNC)",
+        "os.open(PATH, os.O_TRUNC | os.O_ACCMODE)",
+        "os.open(PATH, os.O_TRUNC | os.O_WRONLY)",
+        "ctypes.set_errno(0); must(library.syscall(2, PATH.encode(), os.O_TRUNC))",
+        "must(library.syscall(437, -100, PATH.encode(), ctypes.byref((ctypes.c_uint64 * 3)(512, 0, 0)), 24))",
+    ):
+        tried = said(zygote, attempt(CHECKED + how.replace("PATH", repr(str(path)))))
+        assert re.match(REFUSED, tried), (how, tried)
+        assert path.read_text() == "words", how
+    assert said(zygote, attempt("open('/dev/null', 'w').write('x')")) == "REACHED"
+    zygote.close()
 
 
 def test_nothing_outside_has_changed_and_no_process_is_left(outcome: dict[str, Any]) -> None:
