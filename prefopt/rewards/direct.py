@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from prefopt.records import Sample, Score
-from prefopt.rewards.channel import ABSTAINED, RAISED, VALUE
+from prefopt.rewards.channel import RAISED
 from prefopt.rewards.function import Failures
 
 
@@ -33,8 +33,5 @@ class DirectReward:
             score = Score(None, f"raised {type(error).__name__}: {error}"[:300])
             self.failures.note(self.name, RAISED, sample, score.why)
             return score
-        if score.value is not None or score.why == ABSTAINED:
-            self.counts["scored" if score.value is not None else ABSTAINED] += 1
-        else:
-            self.failures.note(self.name, VALUE, sample, score.why)
+        self.failures.count(self.name, [sample], [score])
         return score

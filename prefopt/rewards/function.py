@@ -56,6 +56,14 @@ class Failures:
             self.first += f"completion: {short(sample.completion, 400)}" + f"\n{traceback.rstrip()}" * bool(traceback)
             log.warning("%s\nSuch samples are left out and counted; this is said once.", self.first)
 
+    def count(self, name: str, samples: Sequence[Sample], scores: Sequence[Score]) -> None:
+        """Note each sample by its score alone."""
+        for sample, score in zip(samples, scores, strict=True):
+            if score.value is not None or score.why == ABSTAINED:
+                self.counts["scored" if score.value is not None else ABSTAINED] += 1
+            else:
+                self.note(name, VALUE, sample, score.why)
+
 
 class FunctionReward:
     """A function with TRL's signature, `f(prompts, completions, **columns) -> list[float | None]`, sync or async.
@@ -108,11 +116,8 @@ class FunctionReward:
 
     def _take(self, job: Job, given: Given, samples: Sequence[Sample], scores: list[Score | None]) -> None:
         for position, (value, why) in zip(job.positions, given.scores, strict=True):
-            scores[position] = Score(value, why)
-            if value is not None or why == ABSTAINED:
-                self.counts["scored" if value is not None else ABSTAINED] += 1
-            else:
-                self.failures.note(self.name, VALUE, samples[position], why)
+            scores[position] = score = Score(value, why)
+            self.failures.count(self.name, [samples[position]], [score])
         for column, values in given.extra.items():
             # a column that is not one value for each sample belongs to none of them
             if len(values) == len(job.positions):

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from prefopt.records import InputError, Reward, Sample, Score
-from prefopt.rewards.channel import ABSTAINED, RAISED
+from prefopt.rewards.channel import ABSTAINED, LARGEST, RAISED
 from prefopt.rewards.function import Failures
 
 
@@ -37,7 +37,10 @@ class Mixture:
         if len(self.weights) != len(rewards):
             raise ValueError(f"reward_weights: {len(self.weights)} for {len(rewards)} rewards; give one for each")
         if len({reward.name for reward in rewards}) != len(rewards):
-            raise ValueError(f"reward: {', '.join(reward.name for reward in rewards)} are not all different names")
+            raise ValueError(
+                f"reward: {', '.join(reward.name for reward in rewards)} are not all different names, and numbers are "
+                "logged by them; rename a function or an object, and in place of a reward twice raise its weight"
+            )
         self.rewards, self.abstain, self.most_failures = list(rewards), abstain, most_failures
         self.failures = {reward.name: getattr(reward, "failures", None) or Failures() for reward in rewards}
         # Threads that stay: what a reward starts may live only as long as the thread that started it.
@@ -96,7 +99,7 @@ class Mixture:
             scores = list(reward(samples))
             if len(scores) != len(samples):
                 raise TypeError(f"returned {len(scores)} scores for {len(samples)} samples")
-            return [_checked(score) for score in scores]
+            checked = [_checked(score) for score in scores]
         except InputError:
             raise
         except Exception as error:
@@ -104,6 +107,9 @@ class Mixture:
             for sample in samples:
                 failures.note(reward.name, RAISED, sample, why, traceback.format_exc())
             return [Score(None, why)] * len(samples)
+        if not hasattr(reward, "failures"):  # an object of the user's, which counts nothing itself
+            failures.count(reward.name, samples, checked)
+        return checked
 
     def _sum(self, row: Sequence[Score]) -> Score:
         parts: dict[str, float | None] = {}
@@ -117,13 +123,13 @@ class Mixture:
         silent = [score.value is None for score in row]
         if all(silent) or (any(silent) and self.abstain == "drop"):
             return Score(None, ABSTAINED, parts)
-        values = [
-            weight * score.value for weight, score in zip(self.weights, row, strict=True) if score.value is not None
-        ]
+        total = _total(self.weights, [score.value for score in row])
+        if not abs(total) <= LARGEST:
+            return Score(None, f"a weighted sum of {total:g}, more than {LARGEST:g}: lower reward_weights", parts)
         said = "; ".join(
             f"{reward.name}: {score.why}" for reward, score in named if score.why and score.value is not None
         )
-        return Score(math.fsum(values), said, parts)
+        return Score(total, said, parts)
 
     def _check(self, scores: Sequence[Score], samples: Sequence[Sample]) -> None:
         failed = [score.why for score in scores if failure(score)]
@@ -145,6 +151,15 @@ def failure(score: Score) -> bool:
 
 def _checked(score: Score) -> Score:
     """`score`, without a value that is no reward, whoever made it."""
-    if score.value is not None and not math.isfinite(score.value):
-        return Score(None, f"scored {score.value}, which is no reward", score.parts)
+    if score.value is not None and not abs(score.value) <= LARGEST:
+        return Score(None, f"scored {score.value}, which is no reward: one is a number up to {LARGEST:g}", score.parts)
     return score
+
+
+def _total(weights: Sequence[float], values: Sequence[float | None]) -> float:
+    """The weighted sum of what there is; infinity where its terms are too large to be added up."""
+    terms = [weight * value for weight, value in zip(weights, values, strict=True) if value is not None]
+    try:
+        return math.fsum(terms)
+    except (OverflowError, ValueError):
+        return math.inf

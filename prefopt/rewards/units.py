@@ -13,12 +13,12 @@ inch inche in; foot feet ft; yard yd; mile mi; degree deg ^\\circ ^{\\circ} °
 milligram mg; gram; kilogram kg; ounce oz; pound lb; ton tonne
 milliliter millilitre ml; liter litre; gallon gal; pint; quart; cup; acre; hectare
 second sec; minute min; hour hr; day; week; month; year yr; mph; kph; unit; calorie; radian
-person people; child children kid; man men; woman women; box boxe; candy candie; tomato tomatoe; adult; animal
-apple; bag; ball; balloon; banana; bead; bird; block; book; bottle; boy; cake; can; car; card; cat; chair; chicken; coin
-cookie; cow; crayon; customer; dog; doll; egg; fish fishe; flower; friend; fruit; game; girl; goat; guest; hat; house
-item; jar; leg; letter; marble; member; muffin; orange; page; pair; pen; pencil; piece; pizza; plant; player; point; question; room
-rose; row; seat; seed; shirt; slice; song; stamp; step; sticker; student; teacher; ticket; time; toy; tree; wheel; word
-worker
+person people; child children kid; man men; woman women; box boxe; candy candie; tomato tomatoe
+adult; animal; apple; bag; ball; balloon; banana; bead; bird; block; book; bottle; boy; cake; can; car; card; cat
+chair; chicken; coin; cookie; cow; crayon; customer; dog; doll; egg; fish fishe; flower; friend; fruit; game; girl
+goat; guest; hat; house; item; jar; leg; letter; marble; member; muffin; orange; page; pair; pen; pencil; piece
+pizza; plant; player; point; question; room; rose; row; seat; seed; shirt; slice; song; stamp; step; sticker; student
+teacher; ticket; time; toy; tree; wheel; word; worker
 """
 NAMES = {spelling: line.split()[0] for line in SPELLINGS.replace("\n", ";").split(";") for spelling in line.split()}
 # of one letter: units after a number and a space or in \text{}, and variables elsewhere

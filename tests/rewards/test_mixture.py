@@ -88,13 +88,30 @@ def test_more_failures_than_allowed_stop_the_run_and_show_the_first() -> None:
         lambda given: None,
         lambda given: [Score(float("nan"))] * len(given),
         lambda given: [Score(float("inf"))] * len(given),
+        lambda given: [Score(-1e39)] * len(given),  # becomes an infinity in single precision
         lambda given: [1.0] * len(given),
     ],
-    ids=["length", "raises", "none", "nan", "infinity", "numbers"],
+    ids=["length", "raises", "none", "nan", "infinity", "too large", "numbers"],
 )
 def test_a_reward_object_that_breaks_its_promise_gives_no_score(call: Callable[..., Any]) -> None:
     scores = Mixture([Own(call), says("a", 1.0)], most_failures=1.0)(samples(2))
     assert [score.value for score in scores] == [None, None] and scores[0].parts["a"] == 1.0
+
+
+@pytest.mark.parametrize("weights", [[1e300, 0.0], [1e38, 3e38], [1e308, -1e308]])
+def test_a_sum_that_single_precision_cannot_hold_is_no_score(weights: list[float]) -> None:
+    parts = [says("a", 1.0, 1e10), says("b", 1.0, 1e10)]
+    scores = Mixture(parts, weights, most_failures=1.0)(samples(2))
+    assert scores[1].value is None and "weighted sum" in scores[1].why
+    assert scores[1].parts == {"a": 1e10, "b": 1e10}
+
+
+def test_the_scores_of_an_object_are_counted() -> None:
+    given = [Score(1.0), Score(None, ABSTAINED), Score(None, "broken"), Score(float("nan"))]
+    mixture = Mixture([Own(lambda samples: given)])
+    mixture(samples(4))
+    assert mixture.counts == {"own": {"scored": 1, "abstained": 1, "value": 2}}
+    assert "reward own: broken" in mixture.failures["own"].first
 
 
 def test_rewards_work_at_the_same_time_and_are_closed_together() -> None:
@@ -115,5 +132,5 @@ def test_rewards_work_at_the_same_time_and_are_closed_together() -> None:
 def test_weights_and_names_must_fit() -> None:
     with pytest.raises(ValueError, match="1 for 2 rewards"):
         Mixture([says("a", 1.0), says("b", 1.0)], [1.0])
-    with pytest.raises(ValueError, match="not all different"):
+    with pytest.raises(ValueError, match=r"not all different.*rename a function"):
         Mixture([says("a", 1.0), says("a", 1.0)])
