@@ -188,8 +188,8 @@ def _except(call: int, argument: int, *ranges: tuple[int, int]) -> list[bytes]:
 
 
 def _open(call: int, flags: int) -> list[bytes]:
-    """Allow opening a file with O_TRUNC only for writing, which Landlock sees. Before ABI 3 it does not see O_TRUNC, and
-    it never sees the access mode 3, which is neither reading nor writing.
+    """Allow opening a file with O_TRUNC only for writing, which Landlock sees. Before ABI 3 it does not see O_TRUNC,
+    and it never sees the access mode 3, which is neither reading nor writing.
     """
     return [
         _step(EQUAL, call, 0, 7),

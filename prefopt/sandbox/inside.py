@@ -117,75 +117,150 @@ def run_script(request: dict[str, Any]) -> None:
 
 
 class Counter:
-    """How many asserts held and failed, and the first failure."""
+    """Which asserts held every time that they ran, by their place in the source, and the first failure.
+
+    asked: calls of the program. entered: by place, runs of asserts in `try` that did not hold. ended: 1 if an exception
+    ended the tests.
+    """
 
     def __init__(self) -> None:
-        self.passed, self.failed, self.why = 0, 0, ""
+        self.held: set[tuple[int, ...]] = set()
+        self.failed: set[tuple[int, ...]] = set()
+        self.entered: dict[tuple[int, ...], int] = {}
+        self.asked, self.ended, self.why = 0, 0, ""
 
-    def hold(self) -> None:
-        self.passed += 1
+    def hold(self, *place: int) -> None:
+        self.held.add(place)
 
-    def fail(self, line: int, error: BaseException | None = None) -> None:
-        self.failed += 1
+    def fail(self, line: int, column: int, error: BaseException | None = None) -> None:
+        self.failed.add((line, column))
+        self.note(line, error)
+
+    def enter(self, *place: int) -> None:
+        self.entered[place] = self.entered.get(place, 0) + 1
+
+    def leave(self, *place: int) -> None:
+        self.entered[place] -= 1
+        self.hold(*place)
+
+    def end(self, error: BaseException) -> None:
+        self.ended = 1
+        self.note(0, error)
+
+    def note(self, line: int, error: BaseException | None) -> None:
         text = "assert failed" if error is None else ": ".join(part for part in _described(error) if part)
         self.why = self.why or f"line {line}: {text}"[:TEXT]
 
+    def counts(self, kind: str) -> tuple[int, int, str]:
+        """Tests that held, tests that failed and why; none at all where nothing was tested. kind: see `kind_of`."""
+        failed = len(self.failed) + self.ended
+        raised = {place for place, times in self.entered.items() if times}
+        held = self.held - self.failed - raised
+        if failed or held:
+            return len(held), failed, self.why
+        if kind == "asserts" or raised:
+            return 0, 1, "an assert failed where the tests drop its error" if raised else "none of the asserts ran"
+        if kind == "nothing" or not self.asked:
+            return 0, 0, "the tests check nothing: no assert and no exception that they raise can fail"
+        return 1, 0, ""
+
 
 class Counted(ast.NodeTransformer):
-    """Makes an assert count instead of stopping, but inside `try` and `with`, which may want its exception.
+    """Makes an assert count instead of stopping; inside `try` and `with`, which may want its exception, it does both.
 
-    assert X  ->  try: _asserts.hold() if X else _asserts.fail(line); except Exception as e: _asserts.fail(line, e)
+    assert X  ->  try: _asserts.hold(place) if X else _asserts.fail(place)
+                  except Exception as e: _asserts.fail(place, e)
+    inside `try`  ->  _asserts.enter(place); assert X; _asserts.leave(place)
     """
 
-    def visit_Try(self, node: ast.Try) -> ast.AST:
+    inside = 0
+
+    def _within(self, node: Any) -> ast.AST:
+        self.inside += 1
+        self.generic_visit(node)
+        self.inside -= 1
         return node
 
-    def visit_With(self, node: ast.With) -> ast.AST:
-        return node
+    visit_Try = visit_TryStar = visit_With = visit_AsyncWith = _within
 
-    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+    def visit_Assert(self, node: ast.Assert) -> Any:
+        place = f"{node.lineno}, {node.col_offset}"
+        if self.inside and _always_fails(node):
+            return node
+        if self.inside:
+            around = ast.parse(f"_asserts.enter({place}); _asserts.leave({place})").body
+            return [ast.fix_missing_locations(ast.copy_location(s, node)) for s in (around[0], node, around[1])]
         template = f"""
 try:
-    _asserts.hold() if CONDITION else _asserts.fail({node.lineno})
+    _asserts.hold({place}) if CONDITION else _asserts.fail({place})
 except Exception as _error:
-    _asserts.fail({node.lineno}, _error)
+    _asserts.fail({place}, _error)
 """
-        statement = ast.parse(template).body[0]
-        statement.body[0].value.test = node.test  # type: ignore[attr-defined]
+        statement: Any = ast.parse(template).body[0]
+        statement.body[0].value.test = node.test
         return ast.fix_missing_locations(ast.copy_location(statement, node))
 
 
+def _always_fails(node: ast.Assert) -> bool:
+    """`assert False`, which says that this place should not be reached."""
+    return isinstance(node.test, ast.Constant) and not node.test.value
+
+
+def kind_of(tree: ast.Module, check: str) -> str:
+    """How tests tell a wrong program: `asserts` that must run, `exceptions`, or `nothing`.
+
+    Asserts in `try` and in functions that may not be called need not run. A call of `check` that ends without an
+    exception is a test, as are statements that can raise one.
+    """
+    bodies = [node.body for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == check]
+    todo: list[ast.AST] = list(bodies[-1] if bodies else tree.body)
+    apart = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.Try, ast.With)
+    raises = bool(bodies)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Assert) and not _always_fails(node):
+            return "asserts"
+        raises = raises or isinstance(node, (ast.Raise, ast.Assert, ast.Try, ast.With))
+        todo += [] if isinstance(node, apart) else ast.iter_child_nodes(node)
+    return "exceptions" if raises else "nothing"
+
+
 def run_tests(request: dict[str, Any]) -> None:
-    """Run tests whose `names` are functions of another process, and say how many asserts held.
+    """Run tests whose `names` are functions of another process, and say how many tests held.
 
     `before` is run first, with its own definitions; `check` is the function of the tests that takes the first name,
     or "" where the tests are statements.
     """
     send(["signs", []])
-    asserts = Counter()
-    proxies = {name: _proxy(name) for name in request["names"]}
+    asserts, kind = Counter(), "nothing"
+    proxies = {name: _proxy(name, asserts) for name in request["names"]}
     names: dict[str, Any] = {"__name__": "tests", "_asserts": asserts}
     try:
         exec(compile(request["before"], "<before>", "exec"), names)
         names.update(proxies)
-        tree = Counted().visit(ast.parse(request["tests"], "<tests>"))
+        tree = ast.parse(request["tests"], "<tests>")
+        kind = kind_of(tree, request["check"])
+        tree = Counted().visit(tree)
         exec(compile(ast.fix_missing_locations(tree), "<tests>", "exec"), names)
         if request["check"]:
             names[request["check"]](proxies[request["names"][0]])
     except BaseException as error:
-        asserts.fail(0, error)
-    send(["done", asserts.passed, asserts.failed, asserts.why])
+        asserts.end(error)
+    send(["done", *asserts.counts(kind)])
 
 
-def _proxy(name: str) -> Any:
+def _proxy(name: str, asserts: Counter) -> Any:
     def call(*arguments: Any, **named: Any) -> Any:
+        asserts.asked += 1
         given = [[key, encode(value)] for key, value in named.items()]
         send(["call", name, [encode(argument) for argument in arguments], given])
         answer = receive()
         if answer[0] == "value":
             return decode(answer[1])
         kind = getattr(builtins, answer[1], None)
-        if isinstance(kind, type) and issubclass(kind, Exception):
+        # the end of an iteration would end all(map(f, ..)) and zip(map(f, ..), ..) as if every value had been right
+        ends = (StopIteration, StopAsyncIteration)
+        if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, ends):
             raise kind(answer[2])
         raise RuntimeError(f"{answer[1]}: {answer[2]}")
 

@@ -25,7 +25,7 @@ class Outcome(StrEnum):
 
     passed: every test. failed: a test, or an exception. timeout: its seconds or its processor time. memory: it ran out
     of memory. killed: by a signal, such as a segmentation fault. protocol: it sent something else than answers.
-    infra_error: the sandbox failed or was out of time; says nothing about the program.
+    infra_error: the sandbox failed or was out of time, or the tests check nothing; says nothing about the program.
     """
 
     PASSED = "passed"
@@ -77,7 +77,8 @@ class Script:
 class Asserts:
     """A program that defines functions; its tests are code that runs in a process of its own and calls them.
 
-    tests: source with asserts; each that runs is one test. names: the functions of the program that they call.
+    tests: source with asserts; each that runs is one test, however often it runs. Where none can, one test is that
+    `check` ends without an exception. names: the functions of the program that they call.
     check: the function of `tests` that is given the first of names, "" where the asserts stand at the top. before:
     source with definitions that the tests use, run before them.
     """
@@ -369,8 +370,10 @@ def _test(zygote: Zygote, request: dict[str, Any], candidate: Run, until: float,
         else:
             tally.passed, failed, why = message[1:]
             tally.total = tally.passed + failed
-            if failed or not tally.total:
-                tally.fail(why or "the tests hold no assert")
+            if failed:
+                tally.fail(why)
+            elif not tally.total:
+                tally.fail(why, Outcome.INFRA_ERROR)
     tally.cpu += tester_tally.cpu
     if trouble is not None:
         raise trouble

@@ -130,20 +130,21 @@ def test_scripts_are_judged_by_what_they_print(sandbox: Sandbox, code: str, outc
 # ---------------------------------------------------------------- tests in a process of their own
 
 CHECK = "def check(candidate):\n    for i in range(4):\n        assert candidate(i, 2) == i + 2\n"
+CHECK += "    assert candidate(1, 2) >= 3\n"
 
 
 @pytest.mark.parametrize(
     ("code", "outcome", "passed", "total"),
     [
-        ("def add(a, b): return a + b", Outcome.PASSED, 4, 4),
-        ("def add(a, b): return 3", Outcome.FAILED, 1, 4),
-        ("def add(a, b): raise ValueError(a)", Outcome.FAILED, 0, 4),
-        ("class E:\n  def __eq__(s, o): return True\ndef add(a, b): return E()", Outcome.FAILED, 0, 4),
+        ("def add(a, b): return a + b", Outcome.PASSED, 2, 2),
+        ("def add(a, b): return 3", Outcome.FAILED, 1, 2),
+        ("def add(a, b): raise ValueError(a)", Outcome.FAILED, 0, 2),
+        ("class E:\n  def __eq__(s, o): return True\ndef add(a, b): return E()", Outcome.FAILED, 0, 2),
         ("import os\ndef add(a, b): os._exit(0)", Outcome.FAILED, 0, 0),
         ("def add(a, b):\n  while True: pass", Outcome.TIMEOUT, 0, 0),
         ("import os\nos.write(3, b'done' * 99)", Outcome.PROTOCOL, 0, 0),
         ("import sys; sys.exit(0)", Outcome.FAILED, 0, 0),
-        ("check = lambda c: None\ndef add(a, b): return 0\nassert_ = None", Outcome.FAILED, 0, 4),
+        ("check = lambda c: None\ndef add(a, b): return 0\nassert_ = None", Outcome.FAILED, 0, 2),
     ],
 )
 def test_asserts_run_where_the_program_does_not(
@@ -179,10 +180,59 @@ def test_helpers_of_the_tests_are_not_the_programs(sandbox: Sandbox) -> None:
     assert [verdict.outcome for verdict in sandbox.judge([cheat, honest])] == [Outcome.FAILED, Outcome.PASSED]
 
 
-def test_tests_without_an_assert_prove_nothing(sandbox: Sandbox) -> None:
-    verdict = judged(sandbox, Asserts("def f(): return 1", "x = f()", ("f",)))
-    assert (verdict.outcome, verdict.total) == (Outcome.FAILED, 0)
-    assert "no assert" in verdict.why
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "x = f(1)",
+        "def check(candidate): pass",
+        "def test_f():\n    assert f(1) == 2",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(1), 2)",
+        "if False:\n    raise ValueError",
+    ],
+)
+def test_tests_that_check_nothing_say_nothing_of_the_program(sandbox: Sandbox, tests: str) -> None:
+    check = "check" if "check" in tests else ""
+    verdict = judged(sandbox, Asserts("def f(x): return x + 1", tests, ("f",), check))
+    assert (verdict.outcome, verdict.total) == (Outcome.INFRA_ERROR, 0)
+    assert "check nothing" in verdict.why
+
+
+@pytest.mark.parametrize(
+    ("tests", "total"),
+    [
+        ("    if c(1) != 2: raise ValueError", 1),
+        ("    if c(1) != 2: assert False, c(1)", 1),
+        ("    if c(1) != 2:\n        exit(1)", 1),
+        ("    try:\n        assert c(1) == 2\n    except ValueError: pass", 1),
+        ("    try:\n        assert c(1) == 2\n    except BaseException: pass", 1),
+        ("    import contextlib as of\n    with of.suppress(KeyError): assert c(1) == 2; assert c(2) == 3", 2),
+        ("    for i in (0, 6):\n        try:\n            assert c(i) == i + 1\n        except KeyError: pass", 1),
+        ("    def equal(a, b): assert a == b\n    equal(c(1), 2); equal(c(2), 3)", 1),
+        ("    assert all(map(lambda i: c(i) == i + 1, range(3)))", 1),
+        ("    for have, right in zip(map(c, [1, 2]), [2, 3]): assert have == right\n    assert c(6) == 7", 2),
+    ],
+)
+def test_whatever_tests_check_tells_right_programs_from_wrong_ones(sandbox: Sandbox, tests: str, total: int) -> None:
+    programs = "return x + 1", "return 7", "raise StopIteration", "raise StopAsyncIteration"
+    made = [Asserts(f"def f(x): {body}", f"def check(c):\n{tests}\n", ("f",), "check") for body in programs]
+    right, *wrong = sandbox.judge(made)
+    assert (right.outcome, right.passed, right.total) == (Outcome.PASSED, total, total), right.why
+    for verdict in wrong:
+        assert verdict.outcome is Outcome.FAILED and verdict.passed < verdict.total and verdict.why
+
+
+def test_asserts_that_a_program_keeps_from_running_are_not_passed(sandbox: Sandbox) -> None:
+    tests = "def check(candidate):\n    for x in candidate(3): assert x >= 0\n"
+    empty, right = (Asserts(f"def f(n): return {of}", tests, ("f",), "check") for of in ("[]", "list(range(n))"))
+    verdicts = sandbox.judge([empty, right])
+    assert [verdict.outcome for verdict in verdicts] == [Outcome.FAILED, Outcome.PASSED]
+    assert verdicts[0].why == "none of the asserts ran"
+
+
+def test_a_loop_over_a_long_answer_is_one_test(sandbox: Sandbox) -> None:
+    tests = "def check(candidate):\n    for x in candidate(3): assert x >= 0\n    assert candidate(3) == [0, 1, 2]\n"
+    verdict = judged(sandbox, Asserts("def f(n): return [0] * 10_000", tests, ("f",), "check"))
+    assert (verdict.passed, verdict.total) == (1, 2)
 
 
 def test_packages_can_be_allowed(sandbox: Sandbox) -> None:
