@@ -446,8 +446,8 @@ BUGS = [
     Bug(
         "BNPO: multiplied by the density",
         "objectives/advantages.py",
-        "scale = (1 / density)",
-        "scale = density",
+        "return (1 / density)",
+        "return density",
         tests=ADVANTAGES,
         words="by_hand or without_a_reward or exactly_nothing or moments",
     ),
