@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from prefopt.sandbox import machine
 from prefopt.sandbox.machine import Machine
@@ -18,6 +19,8 @@ from prefopt.sandbox.programs import Outcome, Program, Verdict, judge
 
 log = logging.getLogger("prefopt")
 
+SPARE = 1.05  # of the programs' seconds: what starting and ending them may add
+SHORTEST = 0.1  # seconds: below, a program that is right may be cut off by a busy machine
 RUNS_PER_ZYGOTE = 2000  # then it is replaced, whatever it may have gathered
 
 
@@ -50,21 +53,45 @@ class Sandbox:
     def judge(self, programs: Sequence[Program], seconds: float = 120.0) -> list[Verdict]:
         """A verdict for each program, in their order, after at most `seconds` and a moment.
 
+        Where these may not do for all at their limit, all are first run with less, and those that took longer again:
+        programs that hang cannot take the time of the others.
         What could not be run by then, or because the sandbox failed twice, is an infra_error.
         """
         if self.owner != os.getpid():  # a fork: the zygotes are the parent's
             self._fill()
         until = time.monotonic() + seconds
-        return list(self.threads.map(lambda program: self._judge(program, until), programs))
+        verdicts: dict[int, Verdict] = {}
+        left = list(range(len(programs)))
+        patience = 0.0
+        while left:
+            patience = self._patience(patience, len(left), until)
+            judged = self.threads.map(partial(self._judge, until=until, seconds=patience), [programs[n] for n in left])
+            verdicts |= zip(left, judged, strict=True)
+            short = patience < self.limits.seconds
+            left = [n for n in left if verdicts[n].outcome is Outcome.TIMEOUT] if short else []
+        return [verdicts[n] for n in range(len(programs))]
 
-    def _judge(self, program: Program, until: float) -> Verdict:
+    def _patience(self, before: float, num_programs: int, until: float) -> float:
+        """Seconds for each of the programs that are left: their limit, if the time that is left would do for that.
+
+        Else a fair share of a quarter of that time. Where that is not even twice what they had before, most of them
+        hang: they get their limit, as many as there is time for.
+        """
+        each = max(until - time.monotonic(), 0.0) * self.workers / num_programs
+        if each >= SPARE * self.limits.seconds:
+            return self.limits.seconds
+        share = max(each / 4, SHORTEST)
+        return share if 2 * before < share < self.limits.seconds else self.limits.seconds
+
+    def _judge(self, program: Program, until: float, seconds: float) -> Verdict:
         why = ""
         for again in (False, True):
             if time.monotonic() >= until:
-                why = why or "the time of the whole batch was up before it ran"
+                why = why or "the time of the whole batch was up before it ended"
                 break
             try:
                 with self._zygote(again, until) as zygote:
+                    zygote.seconds = seconds
                     return judge(zygote, program, until)
             except SandboxError as error:
                 why = str(error)

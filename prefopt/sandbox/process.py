@@ -135,10 +135,13 @@ _keeper_of: tuple[int, ThreadPoolExecutor] | None = None
 
 
 class Zygote:
-    """A running zygote. SandboxError, with what it said, if it does not start, by `until` where that is given."""
+    """A running zygote. seconds: that its next program may take, at most those of limits.
+
+    SandboxError, with what it said, if it does not start, by `until` where that is given.
+    """
 
     def __init__(self, host: Host, limits: Limits, until: float = math.inf) -> None:
-        self.limits, self.runs = limits, 0
+        self.limits, self.runs, self.seconds = limits, 0, limits.seconds
         self.spare: Run | None = None
         self.endings: dict[int, dict[str, Any]] = {}
         self.said = os.memfd_create("zygote-errors")
@@ -263,7 +266,7 @@ class Run:
             raise SandboxError(f"no process for a program: {problem}") from None
         if message != ["ready"]:
             raise SandboxError(f"a process could not confine itself: {message[-1]}")
-        self.until = min(time.monotonic() + self.zygote.limits.seconds, until)
+        self.until = min(time.monotonic() + self.zygote.seconds, until)
         self.send(request)
         return self.until
 

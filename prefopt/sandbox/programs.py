@@ -182,7 +182,7 @@ def _reason(problem: Irregular, end: End, zygote: Zygote) -> tuple[str, Outcome]
     if end.cpu >= zygote.limits.cpu_seconds - 0.05:
         return f"it used {zygote.limits.cpu_seconds} seconds of processor time", Outcome.TIMEOUT
     if problem.outcome == "timeout":
-        return f"it took longer than {zygote.limits.seconds:g} seconds", Outcome.TIMEOUT
+        return f"it took longer than {zygote.seconds:g} seconds", Outcome.TIMEOUT
     if problem.outcome == "protocol":
         return str(problem), Outcome.PROTOCOL
     if end.stopped:

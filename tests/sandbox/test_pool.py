@@ -94,8 +94,8 @@ def test_a_stopped_zygote_is_replaced_and_its_program_run_again(
 def test_what_cannot_be_run_in_time_is_not_scored(sandbox: Sandbox) -> None:
     slow = Calls("import time\ndef add(a, b): time.sleep(1.0); return a + b", CALLS[:1])
     start = time.monotonic()
-    found = sandbox.judge([slow] * 6, seconds=1.4)
-    assert time.monotonic() - start < 2.4
+    found = sandbox.judge([slow] * 6, seconds=2.4)  # 0.6 of them to find that all are slow
+    assert time.monotonic() - start < 3.4
     assert [verdict.outcome for verdict in found] == [Outcome.PASSED] * 2 + [Outcome.INFRA_ERROR] * 4
     assert "time of the whole batch" in found[-1].why and found[-1].total == 0
 
@@ -110,6 +110,17 @@ def test_an_error_in_one_verdict_does_not_lose_the_others(sandbox: Sandbox, monk
     found = sandbox.judge([RIGHT, WRONG, RIGHT])
     assert [verdict.outcome for verdict in found] == [Outcome.PASSED, Outcome.INFRA_ERROR, Outcome.PASSED]
     assert found[1].why == "MemoryError: no memory"
+
+
+def test_programs_that_hang_do_not_take_the_time_of_those_behind_them(sandbox: Sandbox) -> None:
+    """Limit 1.5 seconds: the first six alone would take 4.5."""
+    hanging = Calls("import time; time.sleep(99)", CALLS)
+    start = time.monotonic()
+    found = [verdict.outcome for verdict in sandbox.judge([hanging] * 6 + [RIGHT, WRONG] * 3, seconds=4.0)]
+    assert time.monotonic() - start < 5.0
+    assert found[6:] == [Outcome.PASSED, Outcome.FAILED] * 3
+    assert found[:2] == [Outcome.TIMEOUT] * 2
+    assert set(found[2:6]) <= {Outcome.TIMEOUT, Outcome.INFRA_ERROR}
 
 
 def test_a_program_is_judged_by_its_own_seconds(sandbox: Sandbox) -> None:
