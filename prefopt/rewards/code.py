@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from prefopt.rewards.channel import VALUE
 from prefopt.rewards.function import Failures
 from prefopt.sandbox import Call, Calls, Limits, Outcome, Program, Sandbox, Script, Verdict, asserts, codec
 
-LANGUAGES = {"", "python", "python3", "py"}
+LANGUAGES = {"python", "python3", "py"}
 # columns in which a row may keep its own solution, the first that is there
 SOLUTIONS = ("canonical_solution", "reference_solution", "code")
 # columns that name the function that tests call
@@ -37,12 +38,13 @@ class Task:
 class CodeReward:
     """1 where the program in the completion passes all of the row's tests, else 0; or the share that it passes.
 
-    The program is the last Python block between ``` lines (a block that has no end counts), of those that define the
-    function that the tests call if any do; a completion without such a block is a program as a whole. Where the prompt
-    is Python, it stands before the program: a block may continue it or define the function anew.
+    The program is the last block between fences that names Python, else the last that names no language, of those that
+    define the function that the tests call if any do; a completion without a block is a program as a whole. Where the
+    prompt is Python, it stands before the program: a block may continue it or define the function anew.
     Tests are taken from the columns `test` and `entry_point` (HumanEval), `test_list` (MBPP), `inputs` and `outputs`,
     or `input_output` (a JSON text of both): values for a named function, or text for a program that reads and prints.
-    None where the sandbox failed or was out of time, a row has no tests, or the row's own solution does not pass them.
+    None where the sandbox failed or was out of time, a row has no tests or tests that check nothing, or the row's own
+    solution does not pass them.
     """
 
     name = "code"
@@ -142,7 +144,7 @@ def source(task: Task, text: str) -> str:
 
 
 def extract(text: str, entry: str = "") -> str:
-    """The last Python block between ``` lines, of those that define `entry` if any do; all of the text without one."""
+    """The last of the text's blocks, or the last that defines `entry` if any does; all of the text without a block."""
     found = blocks(text)
     if not found:
         return text
@@ -150,21 +152,39 @@ def extract(text: str, entry: str = "") -> str:
 
 
 def blocks(text: str) -> list[str]:
-    """Blocks between ``` lines that name Python or no language; one that has no end runs to the end of the text."""
-    found: list[str] = []
-    inside: list[str] | None = None
-    python = False
+    """What stands between fences: blocks that name no language, then those that name Python, each in their order.
+
+    A fence is a line of at least three ` or ~, with the language as its first word; one as long, without words, ends
+    the block. A block that has no end runs to that of the text, or to a fence at the end of its last line.
+    """
+    bare: list[str] = []
+    named: list[str] = []
+    found, lines, opened = bare, [], ""
     for line in text.splitlines(keepends=True):
-        bare = line.strip()
-        if not bare.startswith("```"):
-            if inside is not None:
-                inside.append(line)
-        elif inside is None:
-            inside, python = [], bare[3:].strip().lower() in LANGUAGES
-        else:
-            found += ["".join(inside)] if python else []
-            inside = None
-    return [*found, "".join(inside)] if inside and python else found
+        fence, words = _fence(line)
+        if not opened and fence:
+            language = next(iter(re.split(r"[\s,:.={}]+", words.strip("{. "))), "").lower()
+            found = named if language in LANGUAGES else [] if language else bare
+            lines, opened = [], fence
+        elif opened and fence.startswith(opened) and not words:
+            found.append("".join(lines))
+            opened = ""
+        elif opened:
+            lines.append(line)
+    if opened and lines:
+        code = "".join(lines)
+        glued = code.rstrip().endswith(opened)
+        found.append(code.rstrip().removesuffix(opened) if glued else code)
+    return [*bare, *named]
+
+
+def _fence(line: str) -> tuple[str, str]:
+    """The fence that a line begins with and the words after it; "" if it is none."""
+    line = line.strip()
+    if not line.startswith(("```", "~~~")):
+        return "", ""
+    words = line.lstrip(line[0])
+    return ("", "") if line[0] == "`" in words else (line[: len(line) - len(words)], words.strip())
 
 
 def defines(code: str, name: str) -> bool:

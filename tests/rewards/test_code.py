@@ -55,18 +55,35 @@ def values(reward: CodeReward, *samples: Sample) -> list[float | None]:
     [
         ("x = 1", []),
         ("```python\na\n```", ["a\n"]),
-        ("```py\na\n```\ntext\n```\nb\n```", ["a\n", "b\n"]),
+        ("```py\na\n```\ntext\n```\nb\n```", ["b\n", "a\n"]),
         ("```Python3 \na\n```", ["a\n"]),
         ("```bash\nls\n```\n```python\na\n```", ["a\n"]),
         ("```python\na\n", ["a\n"]),
         ("  ```python\n  a\n  ```", ["  a\n"]),
         ("```python\n```", [""]),
+        ("```python title=a\na\n```", ["a\n"]),
+        ("```Python 3\na\n```", ["a\n"]),
+        ("```{.python}\na\n```", ["a\n"]),
+        ("```python:main.py\na\n```", ["a\n"]),
+        ("~~~python\na\n```\n~~~", ["a\n```\n"]),
+        ("````python\na\n```\nb\n````", ["a\n```\nb\n"]),
+        ("```python\na\n````\nb", ["a\n"]),
+        ("```python\na = 1```", ["a = 1"]),
+        ("```python\na = 1```\n", ["a = 1"]),
+        ("```text\nb\n```\n```python x", []),
+        ("```a` is code\nb\n", []),
         ("```", []),
         ("", []),
     ],
 )
 def test_blocks_are_what_stands_between_fences(text: str, found: list[str]) -> None:
     assert blocks(text) == found
+
+
+def test_a_block_that_names_python_goes_before_a_bare_one() -> None:
+    shown = fenced("print(2 * int(input()))\n") + "Its output:\n```\n4\n```\n"
+    assert extract(shown) == extract(shown, "double") == "print(2 * int(input()))\n"
+    assert extract(fenced(RIGHT, "") + fenced("double(2)\n"), "double") == RIGHT
 
 
 def test_the_last_block_that_defines_the_function_is_the_program() -> None:
