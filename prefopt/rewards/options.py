@@ -180,6 +180,11 @@ def _build(spec: Spec, options: RewardOptions, factories: Mapping[str, Factory])
     if not isinstance(spec, str):
         if all(hasattr(spec, part) for part in ("name", "close", "__call__")):
             return spec  # type: ignore[return-value]
+        if not callable(spec):
+            raise InputError(
+                f"reward: {spec!r} is not one; give a name ({', '.join([*BUILT_IN, *factories])}), file.py:function, "
+                "a function, or an object with name, __call__(samples) and close()"
+            )
         return FunctionReward(spec, options.limits(workers=1))
     if spec in factories:
         return factories[spec]()

@@ -46,6 +46,8 @@ def main() -> None:
     try:
         function = load(hello["function"])
         reply: dict[str, Any] = {"ready": True}
+    except Unusable as error:  # what is wrong is said; where it is in this file is nothing to a user
+        reply = {"failed": [RAISED, str(error), ""]}
     except BaseException as error:
         reply = failure(error)
     send(connection, own, HELLO, reply)
@@ -99,8 +101,12 @@ def send(connection: socket.socket, own: int, job: int, reply: Mapping[str, Any]
     connection.sendall(frame(job, json.dumps(reply, allow_nan=False).encode("ascii")))
 
 
+class Unusable(Exception):
+    """What was named is no function."""
+
+
 def load(what: tuple[str, ...] | bytes) -> Callable[..., Any]:
-    """The function: a pickle, or ("file", path, name). InputError's kin are told as any error is, with a traceback."""
+    """The function: a pickle, or ("file", path, name). Unusable where it is none, or is not in that file."""
     function: Any
     # it warns that its own time limits are off: here the process has one
     logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -108,10 +114,20 @@ def load(what: tuple[str, ...] | bytes) -> Callable[..., Any]:
         function = pickle.loads(what)
     else:
         _, path, name = what
-        function = getattr(_module(Path(path)), name)
+        module = _module(Path(path))
+        function = getattr(module, name, None)
+        if not callable(function):
+            found = f"{name!r} is {short(function)}" if hasattr(module, name) else f"there is no {name!r}"
+            raise Unusable(f"{found} in {path}; its functions: {', '.join(_functions(module)) or 'none'}")
     if not callable(function):
-        raise TypeError(f"{short(function)} is not a function")
+        raise Unusable(f"{short(function)} is not a function")
     return function
+
+
+def _functions(module: Any) -> list[str]:
+    """Those that are written in a module itself."""
+    own = [(name, value) for name, value in vars(module).items() if not name.startswith("_") and callable(value)]
+    return [name for name, value in own if getattr(value, "__module__", None) == module.__name__]
 
 
 def _module(path: Path) -> Any:

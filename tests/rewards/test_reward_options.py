@@ -55,6 +55,11 @@ def test_what_cannot_be_built_says_what_to_do(options: dict[str, Any], said: str
         build(RewardOptions(**options))
 
 
+def test_what_is_neither_a_name_nor_a_function_is_refused() -> None:
+    with pytest.raises(InputError, match="reward: 3 is not one; give a name"):
+        build(RewardOptions(), [3])  # type: ignore[list-item]
+
+
 @pytest.mark.parametrize(
     "options",
     [
