@@ -70,7 +70,8 @@ class FunctionReward:
 
     It runs in processes of its own with a deadline. None abstains. What raises, hangs, dies, or returns what is no
     number leaves its samples without a score: a batch that raised, died or came back with the wrong length is tried
-    again unit by unit, so that only the guilty sample is lost.
+    again unit by unit, so that only the guilty sample is lost. One that took half of the deadline is tried again in
+    halves, and they in halves, for as long as there is time.
     function: the function, or `file.py:function`, which is imported in those processes only.
     InputError if it cannot be loaded.
     """
@@ -100,8 +101,9 @@ class FunctionReward:
                 self._take(job, outcome, samples, scores)
                 for name, values in outcome.metrics.items():
                     metrics.setdefault(name, []).extend(values)
-            elif len(job.units) > 1 and outcome.kind != DEADLINE:
-                queue.extend(self._job(samples, [unit]) for unit in job.units)
+            elif len(job.units) > 1 and time.monotonic() < until:
+                size = math.ceil(len(job.units) / 2) if outcome.kind == DEADLINE else 1
+                queue.extend(self._job(samples, units, _share(len(units))) for units in _cut(job.units, size))
             else:
                 self._lose(job, outcome, samples, scores)
         self.metrics = {name: math.fsum(values) / len(values) for name, values in metrics.items()}
@@ -134,7 +136,7 @@ class FunctionReward:
         """The batch for each process: every sample alone where it has seconds of its own, else one part each."""
         units = self._units(samples)
         size = 1 if self.limits.sample_seconds is not None else math.ceil(len(units) / self.limits.workers)
-        return [self._job(samples, units[start : start + size]) for start in range(0, len(units), max(size, 1))]
+        return [self._job(samples, part, 0.5 if len(part) > 1 else 1.0) for part in _cut(units, max(size, 1))]
 
     def _units(self, samples: Sequence[Sample]) -> list[tuple[int, ...]]:
         if self.limits.unit == "sample":
@@ -144,14 +146,23 @@ class FunctionReward:
             groups.setdefault(sample.group, []).append(position)
         return [tuple(group) for group in groups.values()]
 
-    def _job(self, samples: Sequence[Sample], units: Sequence[tuple[int, ...]]) -> Job:
+    def _job(self, samples: Sequence[Sample], units: Sequence[tuple[int, ...]], share: float) -> Job:
         chosen = [samples[position] for unit in units for position in unit]
         content: bytes | str
         try:
             content = pickle.dumps({**as_trl(chosen), "state": self.state})
         except Exception as error:
             content = f"cannot be sent to a process: {type(error).__name__}: {error}"
-        return Job(tuple(units), content, self.limits.sample_seconds)
+        return Job(tuple(units), content, self.limits.sample_seconds, share)
+
+
+def _cut(units: Sequence[tuple[int, ...]], size: int) -> list[Sequence[tuple[int, ...]]]:
+    return [units[start : start + size] for start in range(0, len(units), size)]
+
+
+def _share(units: int) -> float:
+    """Of the time left, what a part that is tried again may take: as much for each halving to come, and one more."""
+    return 1 / ((units - 1).bit_length() + 2)
 
 
 def as_trl(samples: Sequence[Sample]) -> dict[str, Any]:

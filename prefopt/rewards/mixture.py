@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -43,16 +44,16 @@ class Mixture:
             )
         self.rewards, self.abstain, self.most_failures = list(rewards), abstain, most_failures
         self.failures = {reward.name: getattr(reward, "failures", None) or Failures() for reward in rewards}
-        # Threads that stay: what a reward starts may live only as long as the thread that started it.
-        self._threads = ThreadPoolExecutor(len(rewards), "prefopt-reward") if len(rewards) > 1 else None
+        self._threads: ThreadPoolExecutor | None = None
+        self._owner = 0
 
     def __call__(self, samples: Sequence[Sample]) -> list[Score]:
         if not samples:
             return []
-        if self._threads is None:
+        if len(self.rewards) == 1:
             columns = [self._scores(reward, samples) for reward in self.rewards]
         else:
-            columns = list(self._threads.map(self._scores, self.rewards, [samples] * len(self.rewards)))
+            columns = list(self._at_once().map(self._scores, self.rewards, [samples] * len(self.rewards)))
         scores = [self._sum(row) for row in zip(*columns, strict=True)]
         self._check(scores, samples)
         return scores
@@ -60,7 +61,7 @@ class Mixture:
     def close(self) -> None:
         for reward in self.rewards:
             reward.close()
-        if self._threads is not None:
+        if self._threads is not None and self._owner == os.getpid():
             self._threads.shutdown()
 
     @property
@@ -91,6 +92,15 @@ class Mixture:
         for reward in self.rewards:
             if hasattr(reward, "state"):
                 reward.state = {"global_step": step, "max_steps": max_steps, "epoch": step / max(max_steps, 1)}
+
+    def _at_once(self) -> ThreadPoolExecutor:
+        """Threads that stay: what a reward starts may live only as long as the thread that started it. A fork has none
+        of its parent's.
+        """
+        if self._threads is None or self._owner != os.getpid():
+            self._owner = os.getpid()
+            self._threads = ThreadPoolExecutor(len(self.rewards), "prefopt-reward")
+        return self._threads
 
     def _scores(self, reward: Reward, samples: Sequence[Sample]) -> list[Score]:
         """A reward's scores; None for all of them where it raises or gives back what is no list of that length."""

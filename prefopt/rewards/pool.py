@@ -36,19 +36,31 @@ from prefopt.rewards.channel import (
 START_SECONDS = 120.0  # for a process to start and import what its function needs
 STARTS = 3  # failed starts in a row after which a call gives up
 
-# Linux ends a process with the *thread* that started it: one thread starts them all and lives as long as the trainer.
-_STARTER = ThreadPoolExecutor(1, "prefopt-rewards")
+_starter_of: tuple[int, ThreadPoolExecutor] | None = None
+
+
+def _starter() -> ThreadPoolExecutor:
+    """Linux ends a process with the *thread* that started it: one starts them all and lives as long as the trainer.
+
+    A fork has none of its parent's threads, and gets one of its own.
+    """
+    global _starter_of
+    if _starter_of is None or _starter_of[0] != os.getpid():
+        _starter_of = (os.getpid(), ThreadPoolExecutor(1, "prefopt-rewards"))
+    return _starter_of[1]
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """units: what may be tried apart, each a tuple of samples' positions. content: the pickle that a process is sent,
-    or why there is none. seconds: what this job may take; None: all that is left.
+    or why there is none. seconds: what this job may take; None: all that is left. share: of the time that is left when
+    it starts, what it may take, so that others have their turn where it hangs.
     """
 
     units: tuple[tuple[int, ...], ...]
     content: bytes | str
     seconds: float | None = None
+    share: float = 1.0
 
     @property
     def positions(self) -> list[int]:
@@ -63,7 +75,7 @@ class Worker:
     """One process. It starts in the background; `ready` once it has loaded the function."""
 
     def __init__(self, function: bytes | tuple[str, ...], memory: int | None) -> None:
-        self.process, self.socket = _STARTER.submit(_start).result()
+        self.process, self.socket = _starter().submit(_start).result()
         self.ready = False
         self.job: Job | None = None
         self.number = HELLO
@@ -116,13 +128,17 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self.process.poll() is None
+        """Told without waiting for it: until then its number, and that of its group, cannot be another's."""
+        if self.process.returncode is not None:
+            return False
+        try:
+            return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
     def end(self) -> str:
-        """Kill the process and what it started in its session; how it ended."""
-        before = self.process.poll()
-        # before it is waited for, its number cannot be another's
-        if before is None:
+        """Kill the process and what it started in its group, which may outlive it; how it ended."""
+        if self.process.returncode is None:
             with contextlib.suppress(OSError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             with contextlib.suppress(OSError):
@@ -130,7 +146,7 @@ class Worker:
         self.socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(1)
-        return _ending(before if before is not None else self.process.returncode)
+        return _ending(self.process.returncode)
 
 
 def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
@@ -174,7 +190,19 @@ class Pool:
         self._failed_starts = 0
         self._start_error = Refused(START, "its process did not start")
         self._closed = False
-        self._end = weakref.finalize(self, _end_all, self._workers, os.getpid())
+        self._own()
+
+    def _own(self) -> None:
+        self._owner = os.getpid()
+        self._end = weakref.finalize(self, _end_all, self._workers, self._owner)
+
+    def _leave_to_parent(self) -> None:
+        """In a fork: processes of its own, since those it knows answer the parent."""
+        for worker in self._workers:
+            worker.socket.close()
+        self._workers = []
+        self._end.detach()
+        self._own()
 
     def start(self) -> Refused | None:
         """Wait for a first process; the error where none can load the function."""
@@ -191,6 +219,8 @@ class Pool:
         """
         if self._closed:
             raise RuntimeError("this reward was closed")
+        if self._owner != os.getpid():
+            self._leave_to_parent()
         self._failed_starts = 0
         try:
             while queue or self._busy:
@@ -238,8 +268,7 @@ class Pool:
                 if queue:
                     job = queue.popleft()
                     assert isinstance(job.content, bytes)
-                    limit = until if job.seconds is None else min(until, time.monotonic() + job.seconds)
-                    worker.give(job, job.content, limit)
+                    worker.give(job, job.content, _limit(job, until))
 
     def _wait(self, until: float) -> list[tuple[Job, Given | Refused]]:
         """Wait until a process says something or one's time is up; the answers."""
@@ -316,8 +345,17 @@ class Pool:
         self._fill()
 
 
+def _limit(job: Job, until: float) -> float:
+    """When, on the monotonic clock, a job that starts now is killed."""
+    now = time.monotonic()
+    seconds = job.share * max(0.0, until - now)
+    return now + (seconds if job.seconds is None else min(seconds, job.seconds))
+
+
 def _overdue(job: Job) -> str:
-    return f"no answer within {job.seconds:g} seconds" if job.seconds is not None else "no answer within the deadline"
+    if job.seconds is not None:
+        return f"no answer within {job.seconds:g} seconds"
+    return "no answer within the deadline" if job.share == 1 else "no answer within its share of the deadline"
 
 
 def _end_all(workers: list[Worker], owner: int) -> None:
