@@ -159,7 +159,8 @@ def blocks(text: str) -> list[str]:
     """
     bare: list[str] = []
     named: list[str] = []
-    found, lines, opened = bare, [], ""
+    lines: list[str] = []
+    found, opened = bare, ""
     for line in text.splitlines(keepends=True):
         fence, words = _fence(line)
         if not opened and fence:
