@@ -182,7 +182,7 @@ def test_what_went_wrong_is_said(reward: CodeReward, code: str, why: str) -> Non
         ({"input_output": "not JSON"}, ""),
         ({"inputs": [[object()]], "outputs": [1], "fn_name": "f"}, ""),
     ],
-    ids=str,
+    ids=["nothing", "unequal", "no syntax", "no call", "no JSON", "no plain value"],
 )
 def test_a_row_whose_tests_make_no_sense_is_not_scored(reward: CodeReward, columns: dict[str, Any], why: str) -> None:
     scores = reward([sample(RIGHT, columns), sample(RIGHT, ASSERTS)])

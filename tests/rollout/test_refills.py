@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import pytest
-from test_source import online
+from test_rollout_source import online
 
 from prefopt import ranks
 from prefopt.records import Sample

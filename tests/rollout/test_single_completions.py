@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_source import PROMPTS, WORD, Counting, Dice, Says, online, take
+from test_rollout_source import PROMPTS, WORD, Counting, Dice, Says, online, take
 
 from prefopt.budget import Budget
 from prefopt.rollout.attempts import Attempts
