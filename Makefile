@@ -4,10 +4,13 @@ BIN := .venv/bin
 VENV_STAMP := .venv/.installed
 PARITY_STAMP := .venv-parity/.installed
 
-.PHONY: quickstart test parity check lint types format bench-dpo bench-offline bench-grpo docs clean
+.PHONY: quickstart quickstart-grpo test parity check lint types format bench-dpo bench-offline bench-grpo docs clean
 
 quickstart: $(VENV_STAMP)  ## a model from nothing, SFT, then DPO, and what changed
 	$(BIN)/prefopt quickstart
+
+quickstart-grpo: $(VENV_STAMP)  ## a task learnt from rewards, one that stalls, and the way out
+	$(BIN)/prefopt quickstart grpo
 
 # one thread a process: the models are tiny, and threads that wait for each other cost more
 test: $(VENV_STAMP)  ## every test, a process for each core

@@ -20,6 +20,7 @@ ABOUT = """\
 Preference optimisation of language models.
 
   prefopt quickstart                     a model from nothing, SFT, then DPO, and what changed; a few minutes
+  prefopt quickstart grpo                the same with rewards: a task it learns, one that stalls, and the way out
   prefopt train OBJECTIVE|RECIPE ...     train a model on a preference file
   prefopt sample --model DIR ...         what a model says
   prefopt score --model DIR --data FILE  what a reward model says of answers
@@ -696,25 +697,33 @@ def rate_in_words(name: str, rate: Mapping[str, Any]) -> str:
 def quickstart(words: list[str]) -> None:
     """Build, train and compare a small model."""
     help_text = """\
-prefopt quickstart [--out DIR] [--seed N] [--json]
+prefopt quickstart [grpo] [--out DIR] [--seed N] [--json]
 
 Builds a small tokenizer and model, teaches it a task whose true reward is known (SFT), then prefers better
 answers (DPO), and shows what changed on held-out prompts. A few minutes on two CPU cores, no network.
 
-  --out DIR    the run's folder (runs/quickstart)
+With `grpo` the model learns from rewards: sheets of sums, a point only where all of a sheet is right. Longer sheets
+are too hard to earn a single point; the run says so, and easier prompts mixed in solve them.
+
+  --out DIR    the run's folder (runs/quickstart, runs/quickstart-grpo)
   --seed N     of everything random (0)
   --json       print only the summary, as JSON, on stdout"""
     parser = Parser("quickstart", help_text)
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     given = parser.read(words)
     if given.help:
         return say(parser.help_text)
+    if given.words not in ([], ["grpo"]):
+        raise InputError(f"quickstart {' '.join(given.words)}: there is `prefopt quickstart`, alone or with `grpo`")
     with libraries(given.json):
         from prefopt.recipes import quickstart as recipe
 
-        summary = recipe.run(given.out, given.seed)
+        rewarded = bool(given.words)
+        folder = given.out or Path("runs/quickstart-grpo" if rewarded else "runs/quickstart")
+        summary = (recipe.run_grpo if rewarded else recipe.run)(folder, given.seed)
     if given.json:
         say(as_json(summary))
 

@@ -96,15 +96,18 @@ def run(out: str | Path = "runs/quickstart", seed: int = 0, quick: bool = False)
     return summary
 
 
-def claim(folder: Path) -> Path:
-    """The run's folder, empty; what an earlier quickstart left in it goes, and nothing else ever does."""
+def claim(folder: Path, header: str = HEADER, own: Sequence[str] = OWN) -> Path:
+    """The run's folder, empty; what an earlier quickstart left in it goes, and nothing else ever does.
+
+    header: how the config of such a quickstart begins. own: the names of what it writes.
+    """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; choose another --out")
     if folder.is_dir() and any(folder.iterdir()):
         config = folder / CONFIG
-        if not config.is_file() or not config.read_text(encoding="utf-8", errors="replace").startswith(HEADER):
+        if not config.is_file() or not config.read_text(encoding="utf-8", errors="replace").startswith(header):
             raise InputError(f"{folder}: holds files that no quickstart wrote; choose another --out")
-    for name in OWN:
+    for name in own:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
