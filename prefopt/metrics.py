@@ -122,7 +122,7 @@ The number that is maximised, so it is the last to say whether the task is done:
 
 It jumps between updates because each sees other prompts: look at tens of updates. Of a mixture it is the weighted \
 sum, and `reward/NAME` its parts. A completion that could not be scored is in none of these means (`unscored`). It is \
-what the reward gave: a penalty for completions that were cut (`unfinished`) and the pull to the reference are not in it."""
+what the reward gave: a penalty for cut completions (`unfinished`) and the pull to the reference are not in it."""
 
 STALL = """\
 A group in which no completion is rewarded has no better and no worse one, so its advantage is 0. With a chance p of \
