@@ -32,6 +32,12 @@ class Budget:
             raise InputError(f"{name} must be at least 1, got {tokens}")
         self.tokens, self.together, self.repeat, self.name = tokens, together, repeat, name
 
+    def state_dict(self) -> dict[str, int]:
+        return {"tokens": self.tokens}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.tokens = state["tokens"]
+
     def passes(self, batch: Batch, targets: Targets, tokens: int) -> Iterator[tuple[Batch, Targets, bool]]:
         """The batch and its targets, a forward pass of at most so many tokens at a time.
 

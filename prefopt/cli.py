@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prefopt import catalogue, config
+from prefopt.recipes.signals import EXIT_CODE, Paused
 from prefopt.records import InputError, plain
 
 STOPPED, USER_ERROR, INTERRUPTED = 1, 2, 130
@@ -33,13 +34,16 @@ Preference optimisation of language models.
 TRAIN = """\
 prefopt train OBJECTIVE --model DIR --data FILE --out RUN [key=value ...]
 prefopt train RECIPE.yaml [key=value ...]
+prefopt train --resume RUN
 
   --model DIR            a model directory or hub name
   --data FILE            JSONL, JSON, Parquet, CSV, a dataset directory or a hub name
   --eval-data FILE       held-out rows
   --reward NAME          what completions are rewarded for, where the model writes them: math, exact, code, judge, ...,
                          a function as file.py:function, or a reward model's directory; repeat to add up several
-  --out RUN              the run's folder
+  --out RUN              the run's folder; the same command goes on where a run in it was stopped or killed
+  --resume RUN           go on with an unfinished run, from its own config.yaml
+  --allow-inexact        go on although data, options, versions or processes have changed
   --map chosen=good      read the column `good` as `chosen`; repeat for more
   --skip-bad             count bad rows and go on, instead of stopping at the first
   --print-config         print every option as it would be used, as a recipe, and stop
@@ -136,7 +140,8 @@ class Stopped(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Exit code: 0 fine, 1 stopped by a check, 2 a user's error, 130 interrupted.
+    """Run one command. Exit code: 0 fine, 1 stopped by a check, 2 a user's error, 75 asked to stop and can go on, 130
+    interrupted.
 
     A traceback is a bug of ours.
     """
@@ -153,6 +158,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
+    except Paused as error:
+        complain(str(error))
+        return EXIT_CODE
     finally:
         flush()
 
@@ -279,7 +287,8 @@ def train(words: list[str]) -> None:
         parser.add_argument(f"--{flag.replace('_', '-')}")
     parser.add_argument("--reward", action="append")
     parser.add_argument("--map", action="append", default=[])
-    for flag in ("--skip-bad", "--print-config", "--dry-run", "--json"):
+    parser.add_argument("--resume")
+    for flag in ("--skip-bad", "--allow-inexact", "--print-config", "--dry-run", "--json"):
         parser.add_argument(flag, action="store_true")
     given = parser.read(words)
     if given.help:
@@ -295,14 +304,17 @@ def train(words: list[str]) -> None:
 
 def train_layers(given: argparse.Namespace) -> tuple[str, list[config.Layer]]:
     """The objective's name and the layers of options: the recipe if there is one, then the command line."""
+    if given.resume:
+        given.words, given.out = [resumable(given), *given.words], given.resume
     if not given.words or ("=" in given.words[0] and not given.words[0].endswith(RECIPE_SUFFIXES)):
         raise InputError(f"train what? `prefopt train OBJECTIVE ...` ({known()}) or `prefopt train RECIPE.yaml ...`")
     first, *overrides = given.words
     mapped = [f"map.{word}" for word in given.map]
     typed = config.parse_overrides([*mapped, *overrides])
     flags = config.Layer({option: getattr(given, flag) for flag, option in TRAIN_FLAGS.items() if getattr(given, flag)})
-    if given.skip_bad:
-        flags["skip_bad"] = True
+    for flag in ("skip_bad", "allow_inexact"):
+        if getattr(given, flag):
+            flags[flag] = True
     if given.reward:
         flags["reward"] = given.reward
     if not first.endswith(RECIPE_SUFFIXES):
@@ -313,6 +325,18 @@ def train_layers(given: argparse.Namespace) -> tuple[str, list[config.Layer]]:
     if not isinstance(objective, str):
         raise InputError(f"{first}: objective: missing; add a line such as `objective: dpo` ({known()})")
     return objective, [recipe, flags, typed]
+
+
+def resumable(given: argparse.Namespace) -> str:
+    """The recipe of the unfinished run that --resume names. InputError where it is none, or is named twice."""
+    folder = Path(given.resume)
+    if given.out or (given.words and "=" not in given.words[0]):
+        raise InputError(f"--resume {folder}: the run has its objective, recipe and out; leave them out here")
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"--resume {folder}: holds no run (no config.yaml); name the folder that was its --out")
+    if (folder / "summary.json").exists():
+        raise InputError(f"--resume {folder}: that run is finished; its summary.json is there")
+    return str(folder / "config.yaml")
 
 
 def known() -> str:
@@ -335,6 +359,9 @@ def run(resolved: dict[str, Any], dry: bool, machine: bool) -> None:
                 summary = train(objective=objective, **options).summary
         except PreflightError as error:
             raise Stopped(error) from None
+        except Paused:  # on all processes
+            ranks.stop()
+            raise
     if dry:
         show_plan(planned, machine)
     elif ranks.is_main():

@@ -37,6 +37,7 @@ SECTIONS: dict[str, str] = {
     "model": "prefopt.models.load:ModelOptions",
     "lora": "prefopt.models.adapters:LoraOptions",
     "reference": "prefopt.models.reference:ReferenceOptions",
+    "checkpoint": "prefopt.checkpoint:CheckpointOptions",
 }
 
 # What objectives on prompts have besides, which sample their own completions and have them scored.

@@ -156,6 +156,32 @@ class Step:
     max_grad_norm: float | None
 
 
+@dataclass
+class Place:
+    """Where a run is. step: updates taken, those skipped among them. bad: gradients in a row that were not finite.
+    skipped: all of these so far.
+    """
+
+    step: int = 0
+    bad: int = 0
+    skipped: int = 0
+
+    def skip(self, most: int, learning_rate: float) -> None:
+        """Count an update that was not taken. InputError after `most` of them in a row."""
+        self.bad, self.skipped = self.bad + 1, self.skipped + 1
+        log.warning("step %d: the gradient is not finite; the update was skipped", self.step)
+        if self.bad >= most:
+            raise InputError(
+                f"{self.bad} gradients in a row were not finite; lower learning_rate (now {learning_rate:g})"
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        vars(self).update(state)
+
+
 class Sums:
     """Sums and counts of the loss and of per-item metrics over forward passes, and then over processes."""
 
@@ -227,11 +253,15 @@ def train(
     budget: Budget,
     evaluation: Callable[[], dict[str, float]] | None = None,
     listeners: Sequence[Listener] = (),
+    place: Place | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> None:
     """Run `steps` updates. InputError after `max_bad_steps` gradients in a row that are not finite.
 
     source: has `batches(models)`, `steps_per_epoch` and `seen`, metrics of how the last batch came about. evaluation:
-    measures, named eval/..., at the start, every `eval_every` updates and at the end.
+    measures, named eval/..., at the start, every `eval_every` updates and at the end. place: where the run is; one that
+    goes on from a checkpoint begins where it was. between: called after everything that belongs to an update; it may
+    save the run, and stop it by raising.
     """
 
     def tell(step: int, metrics: dict[str, float]) -> None:
@@ -242,9 +272,10 @@ def train(
         if evaluation is not None:
             tell(step, evaluation())
 
-    measure(0)
-    bad = 0
-    for step, (batch, weight) in zip(range(steps), source.batches(models), strict=False):
+    place = place or Place()
+    if not place.step:
+        measure(0)
+    for step, (batch, weight) in zip(range(place.step, steps), source.batches(models), strict=False):
         began, now = time.perf_counter(), rate(options, peak, step, steps)
         metrics = update(
             models,
@@ -255,15 +286,17 @@ def train(
             budget,
             Step(now, options.max_grad_norm),
         )
-        bad = 0 if metrics is not None else bad + 1
+        place.step = step + 1
         if metrics is None:
-            log.warning("step %d: the gradient is not finite; the update was skipped", step + 1)
-            if bad >= options.max_bad_steps:
-                raise InputError(f"{bad} gradients in a row were not finite; lower learning_rate (now {now:g})")
+            place.skip(options.max_bad_steps, now)
+            tell(step + 1, {"skipped": float(place.skipped)})
+            between()
             continue
+        place.bad = 0
         speed = metrics["tokens"] / (time.perf_counter() - began)
         epoch = (step + 1) / source.steps_per_epoch
         tell(step + 1, {**metrics, "learning_rate": now, "tokens_per_second": speed, "epoch": epoch, **source.seen})
         if options.eval_every and (step + 1) % options.eval_every == 0 and step + 1 < steps:
             measure(step + 1)
+        between()
     measure(steps)

@@ -318,6 +318,9 @@ METRICS: dict[str, Metric] = {
         "tokens trained per second, a shared prompt counted once", "tokens/s", "steady", "higher"
     ),
     "epoch": Metric("passes over the training data", "epochs", "rises"),
+    "skipped": Metric(
+        "updates so far that were not taken, as their gradient was not finite", "updates", "none", "lower"
+    ),
 }
 
 

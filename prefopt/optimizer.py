@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prefopt import ranks
+from prefopt.records import InputError
 
 BUCKET = 64 * 2**20  # bytes of gradient sent at once
 
@@ -107,6 +109,45 @@ class Updater:
     def zero(self) -> None:
         for pair in self.pairs:
             pair.weight.grad = pair.master.grad = None
+
+    def is_finite(self) -> bool:
+        """Whether every trained weight is a number, on this process."""
+        return all(bool(torch.isfinite(_local(pair.master)).all()) for pair in self.pairs)
+
+    def _placed(self, master: Tensor, x: Tensor) -> Tensor:
+        """A saved tensor of AdamW's where it belongs: moments like `master`, the count of steps where it is read."""
+        if not x.ndim:
+            return x.to(master.device if self.adam.defaults["fused"] else "cpu")
+        like = torch.zeros_like(master)
+        _local(like).copy_(x)
+        return like
+
+    @property
+    def sharded(self) -> bool:
+        """Whether processes hold different parts of the weights; otherwise they hold the same."""
+        return any(_is_sharded(pair.master) for pair in self.pairs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every master, and what AdamW knows of it (None before its first step); of shards this process's part."""
+        return {
+            "masters": [pair.master for pair in self.pairs],
+            "adam": [dict(self.adam.state[pair.master]) or None for pair in self.pairs],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state. InputError unless it is of the same parameters."""
+        shapes = [tuple(_local(pair.master).shape) for pair in self.pairs]
+        if [tuple(master.shape) for master in state["masters"]] != shapes:
+            raise InputError("the checkpoint holds other trained weights than this run has")
+        self.adam.state.clear()
+        with torch.no_grad():
+            for pair, master, adam in zip(self.pairs, state["masters"], state["adam"], strict=True):
+                _local(pair.master).copy_(master)
+                if pair.master is not pair.weight:
+                    pair.weight.copy_(pair.master)
+                if adam is not None:
+                    self.adam.state[pair.master] = {name: self._placed(pair.master, x) for name, x in adam.items()}
+        self.zero()
 
 
 def _pair(weight: nn.Parameter) -> _Pair:

@@ -20,7 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"records", "metrics"},  # standard library only
     {"batch", "ranks", "sandbox", "endpoint"},
-    {"budget", "optimizer"},
+    {"budget", "optimizer", "checkpoint"},
     {"objectives", "data", "models", "loop", "rewards"},
     {"evaluate", "preflight"},
     {"rollout"},

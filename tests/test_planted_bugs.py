@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from plant_bugs import BUGS, Bug, plant
+from plant_bugs import BUGS, Bug, part, plant
 
 HERE = Path(__file__).parent
+PARTS = 12  # of the table, so that they can be looked for side by side
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -18,10 +19,16 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
 
 
-def test_every_planted_bug_is_caught():
-    done = python(str(HERE / "plant_bugs.py"))
+@pytest.mark.parametrize("number", range(PARTS))
+def test_every_planted_bug_is_caught(number):
+    done = python(str(HERE / "plant_bugs.py"), str(number), str(PARTS))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("CAUGHT") == len(BUGS) >= 8
+    assert done.stdout.count("CAUGHT") == len(part(number, PARTS)) >= 1
+
+
+def test_the_parts_hold_every_bug_once():
+    assert sorted(bug.name for n in range(PARTS) for bug in part(n, PARTS)) == sorted(bug.name for bug in BUGS)
+    assert len(BUGS) >= 18
 
 
 def test_a_change_that_no_test_can_see_is_reported_as_missed():

@@ -57,6 +57,12 @@ class Offline:
         """Batches in all epochs; part of an epoch is rounded up."""
         return math.ceil(self.epochs * self.steps_per_epoch)
 
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.step = state["step"]
+
     def order(self, epoch: int) -> list[int]:
         """The examples' numbers in the order of this epoch."""
         numbers = list(range(len(self.examples)))

@@ -82,6 +82,15 @@ class Copied:
         """[K] nats."""
         return score(self.policy, batch, self.budget)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Its weights, of one that has moved."""
+        return {"weights": list(self.policy.model.parameters())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for mine, saved in zip(self.policy.model.parameters(), state["weights"], strict=True):
+                mine.copy_(saved)
+
     def follow(self, policy: Policy, mixup: float) -> None:
         """Move every weight: reference <- mixup * policy + (1 - mixup) * reference.
 

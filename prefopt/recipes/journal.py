@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Any
 
 from prefopt import config, metrics, ranks
-from prefopt.records import append_json, text_of
+from prefopt.recipes.lines import Lines
+from prefopt.records import text_of
 
 log = logging.getLogger("prefopt")
 QUIET_SECONDS = 10.0  # without a terminal, one line in so many seconds
@@ -70,7 +71,7 @@ class Journal:
     """
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
-        self.path = out / "metrics.jsonl"
+        self.metrics, self.rows = Lines(out / "metrics.jsonl"), Lines(out / "completions.jsonl")
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.steps, self.said, self.shown = 0, 0.0, -SAMPLE_SECONDS
@@ -97,6 +98,26 @@ class Journal:
         """Each line with its topic in front."""
         self.say("\n".join(f"{topic}: {line}" for line in lines))
 
+    @property
+    def files(self) -> list[Path]:
+        """What it appends to."""
+        return [self.metrics.path, self.rows.path]
+
+    def clear(self) -> None:
+        """Begin the files anew."""
+        self.metrics.clear()
+        self.rows.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        files = {"metrics": self.metrics.state_dict(), "rows": self.rows.state_dict()}
+        return {"first": self.first, "last": self.last, **files}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.first, self.last = state["first"], state["last"]
+        if ranks.is_main():
+            self.metrics.load_state_dict(state["metrics"])
+            self.rows.load_state_dict(state["rows"])
+
     def begin(self, steps: int) -> None:
         """Show progress over so many updates from here on."""
         self.steps = steps
@@ -122,7 +143,7 @@ class Journal:
         self.last = {**self.last, **values}
         if not ranks.is_main():
             return
-        append_json(self.path, {"step": step, **values})
+        self.metrics.append({"step": step, **values})
         self._show(step, values)
 
     def completions(self, step: int, rows: list[dict[str, Any]], num: int | None) -> None:
@@ -132,7 +153,7 @@ class Journal:
         if not ranks.is_main():
             return
         for row in kept:
-            append_json(self.path.with_name("completions.jsonl"), row)
+            self.rows.append(row)
         if kept and time.monotonic() - self.shown > SAMPLE_SECONDS:
             self.shown = time.monotonic()
             self._print(completion_line(step, kept[0]))

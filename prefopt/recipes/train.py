@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,22 +17,27 @@ import torch
 from prefopt import config, preflight, ranks
 from prefopt.batch import Batch
 from prefopt.budget import Budget
+from prefopt.checkpoint import Keeper
 from prefopt.data import DataOptions, Dataset, load, split, template_text
 from prefopt.data.source import Offline, steps_per_epoch
-from prefopt.loop import Listener, LoopOptions, Models, budget_for, evaluate
+from prefopt.loop import Listener, LoopOptions, Models, Place, budget_for, evaluate
 from prefopt.loop import train as run_loop
 from prefopt.metrics import METRICS, find
 from prefopt.models.adapters import LoraOptions, adapt, is_adapted
-from prefopt.models.load import Loaded, ModelOptions, base_model, keep_freed_memory, load_tokenizer, tokenizer_source
+from prefopt.models.load import Loaded, ModelOptions, keep_freed_memory, load_tokenizer, tokenizer_source
 from prefopt.models.load import load as load_model
 from prefopt.models.policy import Policy, choose, text_config
 from prefopt.models.reference import Cached, ReferenceOptions, pick
-from prefopt.models.sharding import shard, whole_state
+from prefopt.models.sharding import shard
 from prefopt.objectives.facts import extras, fitted, needs_reference, settled
 from prefopt.optimizer import Updater
 from prefopt.recipes import online
 from prefopt.recipes.card import write_card, written_text
+from prefopt.recipes.folder import BEST, CHECKPOINTS, clear, prepare
 from prefopt.recipes.journal import Journal, progress
+from prefopt.recipes.results import Best, save, save_critic, with_a_better_way
+from prefopt.recipes.resume import Earlier, RunState
+from prefopt.recipes.signals import Paused, Signals
 from prefopt.records import Example, InputError, write_json
 
 log = logging.getLogger("prefopt")
@@ -147,29 +153,36 @@ def train(*, objective: Any, **options: Any) -> Result:
     settings = _settings(objective, named)
     ranks.start()
     run: RunOptions = settings["run"]
-    out = _prepare(run, settings["reference"].reference_model)
-    torch.manual_seed(run.seed)
-    if ranks.device().type == "cpu":
-        keep_freed_memory()
-    journal = Journal(out, settings)
-    with journal:
-        return _train(objective, settings, rewards, journal, out)
+    with contextlib.ExitStack() as stack:
+        out = prepare(run, settings["reference"].reference_model, stack)
+        earlier = Earlier.find(out, settings)
+        torch.manual_seed(run.seed)
+        if ranks.device().type == "cpu":
+            keep_freed_memory()
+        journal = stack.enter_context(Journal(out, settings))
+        earlier.describe(journal)
+        return _train(objective, settings, rewards, journal, out, earlier)
 
 
-def _train(objective: Any, settings: dict[str, Any], rewards: list[Any], journal: Journal, out: Path) -> Result:
+def _train(
+    objective: Any, settings: dict[str, Any], rewards: list[Any], journal: Journal, out: Path, earlier: Earlier
+) -> Result:
     run, clock = settings["run"], Clock()
     plan = _planned(objective, settings, journal.say)
+    earlier.compare_rows(plan)
     rollouts = _rollouts(plan, settings, rewards, journal)
     clock.lap("data")
     policy, tokenizer = _loaded(plan, settings, journal)
     actor, critic_tokenizer = _with_critic(policy, plan, settings, tokenizer, journal)
+    earlier.compare_weights(actor)
     clock.lap("load")
     budget = budget_for(settings["loop"], ranks.device(), settings["model"].shard, repeat=repeats(actor))
     if rollouts:
         rollouts.start(policy, tokenizer, budget)
-    rows = _first_rows(plan, settings, rollouts)
+    checked = run.preflight == "on" and earlier.checkpoint is None  # the weights are those of the start no more
+    rows = _first_rows(plan, settings, rollouts) if checked else None
     clock.lap("rows")
-    if run.preflight == "on":
+    if rows is not None:
         journal.say_all("preflight", preflight.check_policy(policy, rows))
         if rollouts:
             options = settings["rollout"]
@@ -177,20 +190,22 @@ def _train(objective: Any, settings: dict[str, Any], rewards: list[Any], journal
             journal.say_all("preflight", lines)
     clock.lap("preflight")
     reference, how = _reference(plan, settings, policy, budget, journal)
-    if run.preflight == "on" and (rollouts or reference is not None) and settings["reference"].reference_model is None:
+    if rows is not None and (rollouts or reference is not None) and settings["reference"].reference_model is None:
         journal.say_all("preflight", preflight.check_start(plan.objective, actor, reference, rows))
     clock.lap("reference")
-    _clear(out)
+    if earlier.checkpoint is None:
+        clear(out, journal)
     best = Best(metric_to_keep(run, objective), out, actor, tokenizer) if run.keep == "best" else None
     peak = _peak(plan.objective, settings["loop"], policy.model)
     if words := _critic_rate(actor, settings["loop"], peak):
         journal.say(words)
     journal.begin(plan.steps)
-    listeners = _listeners(journal, best, settings, reference, policy)
-    _updates(plan, settings, Models(actor, reference), budget, peak, listeners, rollouts)
+    following = Following(settings["reference"], reference, policy) if _moves(settings) else None
+    work = Work(plan, settings, Models(actor, reference), budget, peak, rollouts, journal, best, following, clock)
+    _updates(work, earlier, out)
     clock.lap("training")
-    model_dir = best.folder if best else save(actor, tokenizer, out / "model")
-    _save_critic(actor, critic_tokenizer, out / "critic")
+    model_dir = best.result() if best else save(actor, tokenizer, out / "model")
+    save_critic(actor, critic_tokenizer, out / "critic")
     clock.lap("save")
     summary = {
         "objective": plan.objective.facts.name,
@@ -202,6 +217,8 @@ def _train(objective: Any, settings: dict[str, Any], rewards: list[Any], journal
         "reference": how,
         "layout": policy.layout,
         "seconds": clock.laps,
+        "resumed_at": earlier.resumed,
+        "inexact": earlier.inexact,
     }
     _publish(Result(model_dir, summary), plan, settings, tokenizer)
     return Result(model_dir, summary)
@@ -248,15 +265,6 @@ def _with_critic(
     return made.actor, made.tokenizer
 
 
-def _save_critic(actor: Any, tokenizer: Any, folder: Path) -> None:
-    """A critic with weights of its own, as it is after the last update, in the form of a reward model."""
-    critic = getattr(actor, "critic", None)
-    if critic is not None and ranks.is_main():
-        with critic.ordinary() as model:
-            model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
 def _first_rows(plan: Plan, settings: dict[str, Any], rollouts: online.Rollouts | None) -> Batch:
     """The rows that preflight checks: some of the first update's."""
     least = plan.objective.facts.least
@@ -267,45 +275,110 @@ def _first_rows(plan: Plan, settings: dict[str, Any], rollouts: online.Rollouts 
     return preflight.sample(first, least).to(ranks.device())
 
 
-def _listeners(
-    journal: Journal, best: Best | None, settings: dict[str, Any], reference: Any, policy: Policy
-) -> list[Listener]:
-    listeners: list[Listener] = [journal.listen, *([best.listen] if best else [])]
-    if settings["reference"].reference_sync_steps:
-        listeners.append(Following(settings["reference"], reference, policy).listen)
-    return listeners
+def _moves(settings: dict[str, Any]) -> bool:
+    """Whether the reference follows the policy."""
+    return settings["reference"].reference_sync_steps is not None
 
 
-def _updates(
-    plan: Plan,
-    settings: dict[str, Any],
-    models: Models,
-    budget: Budget,
-    peak: float,
-    listeners: list[Listener],
-    rollouts: online.Rollouts | None,
-) -> None:
-    """Every update and evaluation of the run."""
-    loop, least, held_out = settings["loop"], plan.objective.facts.least, plan.held_out
-    policy: Any = models.policy
-    evaluation = None
-    if rollouts:
-        evaluation = rollouts.evaluation()
-    elif held_out is not None:
-        rows = held_out
-        evaluation = lambda: evaluate(models, plan.objective, _held_out(rows, loop.batch_size, least), budget)  # noqa: E731
-    run_loop(
-        models,
-        plan.objective,
-        rollouts.source if rollouts else _source(plan.data, loop, settings["run"].seed, least),
-        _updater(policy, loop),
-        loop,
-        peak=peak,
-        steps=plan.steps,
-        budget=budget,
-        evaluation=evaluation,
-        listeners=listeners,
+@dataclass
+class Work:
+    """What the updates of a run are made of."""
+
+    plan: Plan
+    settings: dict[str, Any]
+    models: Models
+    budget: Budget
+    peak: float
+    rollouts: online.Rollouts | None
+    journal: Journal
+    best: Best | None
+    following: Following | None
+    clock: Clock
+
+    @property
+    def listeners(self) -> list[Listener]:
+        return [one.listen for one in (self.journal, self.best, self.following) if one is not None]
+
+    def evaluation(self) -> Callable[[], dict[str, float]] | None:
+        """Measures what is held out; None where nothing is."""
+        held_out, objective = self.plan.held_out, self.plan.objective
+        if self.rollouts:
+            return self.rollouts.evaluation()
+        if held_out is None:
+            return None
+        size, least = self.settings["loop"].batch_size, objective.facts.least
+        return lambda: evaluate(self.models, objective, _held_out(held_out, size, least), self.budget)
+
+    def state(self, updater: Updater, source: Any, place: Place, earlier: Earlier) -> RunState:
+        """Everything of it that changes."""
+        rollouts, moving = self.rollouts, self.following is not None
+        parts = {
+            "place": place,
+            "source": source,
+            "budget": self.budget,
+            "journal": self.journal,
+            "best": self.best,
+            "following": self.following,
+            "reference": self.models.reference if moving else None,
+            "held_out": rollouts.check if rollouts else None,
+            "rewards": rollouts.reward if rollouts else None,
+            "clock": self.clock,
+            "earlier": earlier,
+        }
+        return RunState(updater, parts)
+
+
+def _updates(work: Work, earlier: Earlier, out: Path) -> None:
+    """Every update and evaluation of the run, from where an earlier one stopped, with checkpoints."""
+    plan, loop, journal, policy = work.plan, work.settings["loop"], work.journal, work.models.policy
+    own = work.rollouts.source if work.rollouts else None
+    source = own or _source(plan.data, loop, work.settings["run"].seed, plan.objective.facts.least)
+    updater, place = _updater(policy, loop), Place()  # type: ignore[arg-type]
+    state = work.state(updater, source, place, earlier)
+    if earlier.checkpoint is not None:
+        state.restore(earlier.checkpoint, earlier.facts["surroundings"]["processes"])
+    keeper = Keeper(
+        out / CHECKPOINTS,
+        work.settings["checkpoint"],
+        state.take,
+        files=journal.files,
+        say=journal.say,
+        committed=work.best.forget if work.best else lambda kept: None,
     )
+    with Signals(journal.say) as signals, contextlib.closing(keeper):
+        run_loop(
+            work.models,
+            plan.objective,
+            source,
+            updater,
+            loop,
+            peak=work.peak,
+            steps=plan.steps,
+            budget=work.budget,
+            evaluation=work.evaluation(),
+            listeners=work.listeners,
+            place=place,
+            between=lambda: _between(place, keeper, signals, updater, earlier, work),
+        )
+        keeper.finish()
+
+
+def _between(place: Place, keeper: Keeper, signals: Signals, updater: Updater, earlier: Earlier, work: Work) -> None:
+    """After an update: a checkpoint where one is due, or, where the run was asked to stop, one and Paused."""
+    due = ranks.is_main() and place.bad == 0 and keeper.due(place.step)
+    wanted = ranks.all_max(2 if signals.asked else int(due))
+    if not wanted:
+        return
+    if ranks.all_max(int(not updater.is_finite())):
+        raise InputError(
+            f"after update {place.step} some weights are not numbers, so no checkpoint was written; lower "
+            f"learning_rate or max_grad_norm.{earlier.advice(keeper.folder)}"
+        )
+    facts = {**earlier.facts, "best": work.best.step if work.best else None}
+    keeper.save(place.step, facts, wait=wanted == 2)
+    if wanted == 2:
+        words = f"stopped after update {place.step} of {work.plan.steps}"
+        raise Paused(words + earlier.advice(keeper.folder))
 
 
 def _publish(result: Result, plan: Plan, settings: dict[str, Any], tokenizer: Any) -> None:
@@ -315,6 +388,8 @@ def _publish(result: Result, plan: Plan, settings: dict[str, Any], tokenizer: An
         write_json(result.model_dir.parent / "summary.json", result.summary)
         text = written_text(plan.objective.facts.head, plan.data, tokenizer)
         write_card(result.model_dir, plan.objective, settings, result.summary, text)
+        for name in (CHECKPOINTS, BEST):  # the result is there
+            shutil.rmtree(result.model_dir.parent / name, ignore_errors=True)
     ranks.barrier()
     if run.push_to_hub and ranks.is_main():
         _push(result.model_dir, run.push_to_hub, run.hub_private)
@@ -334,36 +409,22 @@ def _numbers(journal: Journal, best: Best | None, plan: Plan) -> dict[str, Any]:
 
 
 class Clock:
-    """Seconds spent in each part of a run, for summary.json."""
+    """Seconds spent in each part of a run, for summary.json; of training, those before a resume too."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
         self.last = time.perf_counter()
 
+    def state_dict(self) -> dict[str, float]:
+        return {"training": time.perf_counter() - self.last}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.last = time.perf_counter() - state["training"]
+
     def lap(self, name: str) -> None:
         """Everything since the last lap was `name`."""
         now = time.perf_counter()
         self.laps[name], self.last = round(now - self.last, 3), now
-
-
-def save(actor: Any, tokenizer: Any, folder: Path) -> Path:
-    """Write the model (or adapter) and tokenizer as a Hugging Face directory, from one process.
-
-    actor: a policy, or one with a critic, of which the policy is the result.
-    """
-    policy: Policy = getattr(actor, "policy", actor)
-    sharded = any(hasattr(p, "full_tensor") for p in policy.model.parameters())
-    extra: dict[str, Any] = {"state_dict": whole_state(policy.model)} if sharded else {}
-    if is_adapted(policy.model):
-        extra["selected_adapters"] = ["default"]
-        if policy.scorer is not None:
-            extra["save_embedding_layers"] = False  # they grew by the padding token at most, which is never read
-    if ranks.is_main():
-        with policy.ordinary() as model:
-            model.save_pretrained(folder, **extra)
-        tokenizer.save_pretrained(folder)
-    ranks.barrier()
-    return folder
 
 
 class Following:
@@ -373,42 +434,18 @@ class Following:
         self.options, self.reference, self.policy = options, reference, policy
         self.moved = 0
 
+    def state_dict(self) -> dict[str, int]:
+        return {"moved": self.moved}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.moved = state["moved"]
+
     def listen(self, step: int, metrics: dict[str, float]) -> None:
         every = self.options.reference_sync_steps
         # an update, not an evaluation; the one that a move is due at may have been skipped
         if every and step - self.moved >= every and "loss" in metrics:
             self.reference.follow(self.policy, self.options.reference_mixup)
             self.moved = step
-
-
-class Best:
-    """Saves the weights whenever an evaluation beats every earlier one.
-
-    step, metrics: of the evaluation whose weights are kept.
-    """
-
-    def __init__(self, metric: str, out: Path, policy: Any, tokenizer: Any) -> None:
-        self.metric, self.folder, self.policy, self.tokenizer = metric, out / "model", policy, tokenizer
-        self.sign = 1.0 if find(self.metric).sign == "lower" else -1.0
-        self.value, self.step = math.inf, 0
-        self.metrics: dict[str, float] = {}
-
-    def listen(self, step: int, metrics: dict[str, float]) -> None:
-        if not any(name.startswith("eval/") for name in metrics):
-            return
-        if self.metric not in metrics:
-            raise InputError(f"eval_metric: {self.metric} is not measured; choose one of {_with_a_better_way(metrics)}")
-        value = self.sign * metrics[self.metric]
-        if value < self.value or not self.metrics:  # the first in any case: there must be a result
-            self.value = math.inf if math.isnan(value) else value
-            self.step, self.metrics = step, metrics
-            save(self.policy, self.tokenizer, self.folder)
-
-
-def _with_a_better_way(names: Iterable[str]) -> str:
-    """Those of the metrics by which weights can be chosen, each with the way that is better."""
-    signs = {name: find(name).sign for name in sorted(names)}
-    return ", ".join(f"{name} ({sign})" for name, sign in signs.items() if sign != "neither")
 
 
 def metric_to_keep(run: RunOptions, objective: Any) -> str:
@@ -421,46 +458,6 @@ def _settings(objective: Any, options: dict[str, Any]) -> dict[str, Any]:
     given = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
     facts = objective.facts
     return {"objective": objective, **config.resolve(config.run_sections(facts.data, facts.critic), given)}
-
-
-def _overwritten(model: str | None, out: Path) -> str | None:
-    """A problem in words if `model`, or the base of an adapter there, is what this run would write over."""
-    target = (out / "model").resolve()
-    if model is None or not target.exists():
-        return None
-    if Path(model).resolve() == target or (Path(model).exists() and Path(base_model(model)).resolve() == target):
-        return f"{out}: the result would be written over a model it is made from ({model}); choose another out"
-    return None
-
-
-def _clear(out: Path) -> None:
-    """Remove an earlier run's result, once this one is known to work."""
-    ranks.barrier()
-    if ranks.is_main():
-        for name in ("model", "critic"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "completions.jsonl", "summary.json"):  # a run that broke off leaves some
-            (out / name).unlink(missing_ok=True)
-
-
-def _prepare(run: RunOptions, reference_model: str | None) -> Path:
-    """The run folder, checked to be writable and free, before any slow work."""
-    out = Path(run.out)
-    problem = None
-    if ranks.is_main():
-        if ((out / "summary.json").exists() or (out / "model").exists()) and not run.overwrite:
-            problem = f"{out}: already holds a run; choose another out, or overwrite=true"
-        problem = problem or _overwritten(run.model, out) or _overwritten(reference_model, out)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / ".writable").touch()
-            (out / ".writable").unlink()
-        except OSError as error:
-            problem = f"{out}: cannot write there ({error.strerror}); choose another out"
-    problem = ranks.from_main(problem)
-    if problem:
-        raise InputError(problem)
-    return out
 
 
 def _refuse_contradictions(objective: Any, settings: dict[str, Any]) -> None:
@@ -509,11 +506,11 @@ def _refuse_metric(name: str) -> None:
     """InputError, naming those that can, if a metric cannot tell which of two evaluations is better."""
     measured = [f"eval/{each}" for each in METRICS if each not in ("tokens_per_second", "tokens")]
     if name not in measured and not name.startswith("eval/reward/"):
-        raise InputError(f"eval_metric: {name} is not measured; choose one of {_with_a_better_way(measured)}")
+        raise InputError(f"eval_metric: {name} is not measured; choose one of {with_a_better_way(measured)}")
     if find(name).sign == "neither":
         raise InputError(
             f"eval_metric: neither a high nor a low {name} is better by itself; choose one of "
-            f"{_with_a_better_way(measured)}"
+            f"{with_a_better_way(measured)}"
         )
 
 

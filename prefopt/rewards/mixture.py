@@ -69,6 +69,14 @@ class Mixture:
         """What became of the samples so far: name -> kind -> number."""
         return {name: failures.counts for name, failures in self.failures.items()}
 
+    def state_dict(self) -> dict[str, Any]:
+        return {name: dict(counts) for name, counts in self.counts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, int]]) -> None:
+        for name, counts in state.items():
+            self.counts[name].clear()
+            self.counts[name].update(counts)
+
     @property
     def metrics(self) -> dict[str, float]:
         """What functions gave to `log_metric` in the last call, the mean, under `REWARD/NAME`."""

@@ -105,6 +105,12 @@ class Range:
         for value in rewards:
             self.low, self.high = min(self.low, value), max(self.high, value)
 
+    def state_dict(self) -> dict[str, float]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        vars(self).update(state)
+
     def solved(self, reward: float) -> bool:
         return reward > (self.low + self.high) / 2
 

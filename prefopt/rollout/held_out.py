@@ -40,6 +40,12 @@ class HeldOut:
             found["accuracy"] = statistics.fmean(known)
         return {f"eval/{name}": value for name, value in found.items()}
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"rewards": list(self.rewards), "accuracies": list(self.accuracies)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rewards, self.accuracies = state["rewards"], state["accuracies"]
+
     def summary(self) -> dict[str, Any]:
         """Reward and accuracy at the start and the end, and the change of each prompt's, with 95 % intervals.
 

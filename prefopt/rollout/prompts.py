@@ -50,6 +50,15 @@ class Shuffled:
         self.taken += 1
         return self.order[place]
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.taken, self.epoch = state["taken"], -1
+        if self.taken % self.size:  # in the middle of an epoch, whose order is to be made again
+            self.taken -= 1
+            self.next()
+
 
 class Success:
     """Prompts by how often they are solved: p (1 - p), most for those solved half the time.
@@ -79,6 +88,20 @@ class Success:
         before = self.success.get(number, success)
         self.success[number] = MEMORY * before + (1 - MEMORY) * success
 
+    def state_dict(self) -> dict[str, Any]:
+        version, words, gauss = self.random.getstate()
+        return {
+            "unseen": self.unseen.state_dict(),
+            "random": [version, list(words), gauss],
+            "success": [list(entry) for entry in self.success.items()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        version, words, gauss = state["random"]
+        self.unseen.load_state_dict(state["unseen"])
+        self.random.setstate((version, tuple(words), gauss))
+        self.success = dict(state["success"])
+
 
 class Stream:
     """Draws without end. easier: prompts of which each rollout has the share `easier_share`.
@@ -106,6 +129,16 @@ class Stream:
     def main_share(self) -> float:
         """Share of the draws that comes from the main list."""
         return 1 - self.easier_share if self.easy_order is not None else 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        easy = self.easy_order.state_dict() if self.easy_order is not None else None
+        return {"order": self.order.state_dict(), "easy": easy, "drawn": self.drawn, "total": self.total}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.order.load_state_dict(state["order"])
+        if self.easy_order is not None:
+            self.easy_order.load_state_dict(state["easy"])
+        self.drawn, self.total = state["drawn"], state["total"]
 
     def take(self, count: int) -> list[Draw]:
         """The next `count` draws, the easier ones spread among the others."""

@@ -6,14 +6,14 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import torch
 
 from prefopt import ranks
-from prefopt.batch import Batch
+from prefopt.batch import Batch, Ragged
 from prefopt.budget import Budget
 from prefopt.records import Example, InputError
 from prefopt.rollout.attempts import Attempts
@@ -47,6 +47,34 @@ class Rollout(NamedTuple):
     sizes: list[int]
     facts: list[GroupFacts]
     metrics: dict[str, float]
+
+
+@dataclass
+class Buffer:
+    """A rollout that is being learnt from. batch: with its targets. cuts: the prompts of each update, first and last
+    plus 1. told: metrics of the rollout, until its first update has told them. place: the next update.
+    """
+
+    batch: Batch
+    cuts: list[tuple[int, int]]
+    told: dict[str, float]
+    place: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        batch = {field.name: getattr(self.batch, field.name) for field in fields(self.batch)}
+        for name in ("prompts", "completions"):
+            batch[name] = vars(batch[name])
+        return {"batch": batch, "cuts": self.cuts, "told": self.told, "place": self.place}
+
+    @classmethod
+    def of(cls, state: dict[str, Any], objective: Any) -> Buffer:
+        """The buffer that was saved. objective: whose targets it holds."""
+        batch = dict(state["batch"])
+        for name in ("prompts", "completions"):
+            batch[name] = Ragged(**batch[name])
+        kind = get_type_hints(objective.targets)["return"]
+        batch["targets"] = kind(*(None if x is None else x.to(ranks.device()) for x in batch["targets"]))
+        return cls(Batch(**batch).to(ranks.device()), state["cuts"], state["told"], state["place"])
 
 
 class Online:
@@ -87,6 +115,7 @@ class Online:
             Watch(options.stall_window, "groups" if options.num_completions > 1 else "rollouts"),
         )
         self.ready: Rollout | None = None
+        self.buffer: Buffer | None = None
 
     def first(self, policy: Any) -> Batch:
         """The first rollout, drawn now and kept, to look at before training."""
@@ -100,23 +129,53 @@ class Online:
         update without a score, is left out.
         """
         while True:
-            rollout = self.ready or self._rollout(models.policy)
-            self.ready = None
-            if self._without_scores(rollout):
-                continue
-            self.tell(self.updates + 1, rollout.groups)
-            batch = rollout.batch.to(ranks.device())
-            several = replace(models, budget=self.budget, several=self.options.updates > 1)
-            with torch.no_grad():
-                batch = replace(batch, targets=self.objective.targets(batch, several))
-            told = rollout.metrics
-            for start, stop in self._cuts(rollout.sizes):
-                part = batch.take(start, stop)
-                if not float(ranks.all_sum(self.objective.count(part).double())):
+            if self.buffer is None:
+                rollout = self.ready or self._rollout(models.policy)
+                self.ready = None
+                if self._without_scores(rollout):
                     continue
-                self.updates += 1
-                self.seen, told = {**told, **self._progress()}, {}
-                yield part, 1.0
+                self.tell(self.updates + 1, rollout.groups)
+                self.buffer = self._buffered(rollout, models)
+            yield from self._updates(self.buffer)
+            self.buffer = None
+
+    def _buffered(self, rollout: Rollout, models: Any) -> Buffer:
+        """A rollout with the constants that all its updates share."""
+        batch = rollout.batch.to(ranks.device())
+        several = replace(models, budget=self.budget, several=self.options.updates > 1)
+        with torch.no_grad():
+            batch = replace(batch, targets=self.objective.targets(batch, several))
+        return Buffer(batch, list(self._cuts(rollout.sizes)), rollout.metrics)
+
+    def _updates(self, buffer: Buffer) -> Iterator[tuple[Batch, float]]:
+        while buffer.place < len(buffer.cuts):
+            part = buffer.batch.take(*buffer.cuts[buffer.place])
+            buffer.place += 1
+            if not float(ranks.all_sum(self.objective.count(part).double())):
+                continue
+            self.updates += 1
+            self.seen, buffer.told = {**buffer.told, **self._progress()}, {}
+            yield part, 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is, and the rollout that is being learnt from, with how far its updates have come."""
+        return {
+            "stream": self.stream.state_dict(),
+            "range": self.range.state_dict(),
+            "watch": self.watch.state_dict(),
+            "updates": self.updates,
+            "rollouts": self.rollouts,
+            "unscored": self.unscored,
+            "buffer": self.buffer.state_dict() if self.buffer and self.buffer.place < len(self.buffer.cuts) else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stream.load_state_dict(state["stream"])
+        self.range.load_state_dict(state["range"])
+        self.watch.load_state_dict(state["watch"])
+        self.updates, self.rollouts, self.unscored = state["updates"], state["rollouts"], state["unscored"]
+        self.buffer = Buffer.of(state["buffer"], self.objective) if state["buffer"] is not None else None
+        self.ready = None
 
     def _progress(self) -> dict[str, float]:
         return {"epoch": self.stream.drawn / len(self.stream.prompts)}

@@ -65,6 +65,14 @@ class Watch:
         self.window: deque[Seen] = deque(maxlen=window)
         self.found: Stall | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"window": [vars(one) for one in self.window], "found": vars(self.found) if self.found else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.window.clear()
+        self.window.extend(Seen(**one) for one in state["window"])
+        self.found = Stall(**state["found"]) if state["found"] else None
+
     def see(self, seen: Seen) -> str | None:
         """Take in a rollout; a line for the log when a stall begins or is over."""
         self.window.append(seen)

@@ -1,0 +1,167 @@
+"""When checkpoints are written, by whom, and what happens when they cannot be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefopt import ranks
+from prefopt.checkpoint import commit
+from prefopt.checkpoint.tree import Tree
+from prefopt.records import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """When a run's whole state is saved, so that it goes on from there after whatever stopped it."""
+
+    # minutes between checkpoints; None: none by the clock
+    save_minutes: float | None = 10.0
+    # a checkpoint every so many updates as well; None: by the clock alone
+    save_every: int | None = None
+    # whole checkpoints that are kept, the newest ones; all go when the run is finished
+    keep_checkpoints: int = 2
+    # write a checkpoint while training goes on, from a copy of the state in memory; false: training waits, without a
+    # copy
+    save_async: bool = True
+    # checkpoints in a row that cannot be written before the run stops
+    max_failed_saves: int = 5
+    # go on from a checkpoint although something that decides the result has changed; the summary then says what
+    allow_inexact: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("save_every", "keep_checkpoints", "max_failed_saves"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.save_minutes is not None and not self.save_minutes > 0:
+            raise ValueError(f"save_minutes must be above 0, got {self.save_minutes}")
+
+
+class Keeper:
+    """Writes the checkpoints of a run into `folder`, one at a time.
+
+    state: () -> this process's state, a tree (see `Tree`). files: whose content the state counts on, synced with it.
+    say: lines for the log. committed: told of the facts of every checkpoint that is kept, after each commit.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: CheckpointOptions,
+        state: Callable[[], Any],
+        *,
+        files: Sequence[Path] = (),
+        say: Callable[[str], None] = lambda text: None,
+        committed: Callable[[list[Mapping[str, Any]]], None] = lambda facts: None,
+    ) -> None:
+        self.folder, self.options, self.state, self.files = folder, options, state, files
+        self.say, self.committed = say, committed
+        self.last_step, self.last_time = 0, time.monotonic()
+        self.failed = 0  # saves in a row
+        self.problem = ""
+        self.writing: threading.Thread | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint should be written after update `step`; one that is still being written is waited for
+        only where `save_every` asks for the next.
+        """
+        every, minutes = self.options.save_every, self.options.save_minutes
+        if every is not None and step % every == 0 and step != self.last_step:
+            return True
+        waited = (time.monotonic() - self.last_time) / 60
+        return minutes is not None and waited >= minutes and not self.busy
+
+    @property
+    def busy(self) -> bool:
+        return self.writing is not None and self.writing.is_alive()
+
+    def save(self, step: int, facts: Mapping[str, Any], wait: bool = False) -> None:
+        """Save the state as of now; all processes together. wait: until it is on the disk.
+
+        A save that fails is said and counted, and training goes on. InputError once `max_failed_saves` in a row did.
+        """
+        self.finish()
+        attempt = ranks.from_main(f"{os.getpid()}-{time.monotonic_ns()}")
+        later = self.options.save_async and not wait
+        tree = Tree(self.state(), copy=later)
+        self.last_step, self.last_time = step, time.monotonic()
+        work = threading.Thread(target=self._write, args=(step, tree, dict(facts), attempt), name="prefopt-checkpoint")
+        self.writing = work
+        work.start()
+        if not later:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for what is being written. InputError as for `save`, on all processes."""
+        if self.writing is not None:
+            self.writing.join()
+            self.writing = None
+        if ranks.all_max(int(self.failed >= self.options.max_failed_saves)):
+            raise InputError(
+                f"{self.folder}: {self.failed} checkpoints in a row could not be written (the last: {self.problem}); "
+                "make room there or choose another out; the same command goes on from the newest whole checkpoint"
+            )
+
+    def close(self) -> None:
+        """Wait for what is being written, whatever became of the run."""
+        if self.writing is not None:
+            self.writing.join()
+
+    # ---------------------------------------------------------------- in the thread that writes
+
+    def _write(self, step: int, tree: Tree, facts: dict[str, Any], attempt: str) -> None:
+        began = time.monotonic()
+        try:
+            self._written(step, tree, facts, attempt)
+        except Exception as error:  # whatever it is, training must not end for it
+            self.failed += 1
+            self.problem = str(error) or type(error).__name__
+            self.say(
+                f"step {step}: the checkpoint could not be written ({self.problem}); training goes on, "
+                f"failure {self.failed} of {self.options.max_failed_saves} in a row"
+            )
+            return
+        self.failed = 0
+        if ranks.is_main():
+            self.say(f"step {step}: checkpoint written in {time.monotonic() - began:.1f} s")
+
+    def _written(self, step: int, tree: Tree, facts: dict[str, Any], attempt: str) -> None:
+        try:
+            self._attempt(step, tree, facts, attempt)
+        except OSError as error:
+            # alone: the other processes have no part in a second try
+            if error.errno not in FULL or ranks.world() > 1 or len(commit.found(self.folder)) < 2:
+                raise
+            stay = commit.prune(self.folder, 1)
+            self.say(f"step {step}: no room for the checkpoint; all older ones but {stay[-1].name} were removed")
+            self._attempt(step, tree, facts, f"{attempt}-again")
+
+    def _attempt(self, step: int, tree: Tree, facts: dict[str, Any], attempt: str) -> None:
+        rank, world = ranks.rank(), ranks.world()
+        writing = commit.hidden(self.folder, step, attempt)
+        try:
+            writing.mkdir(parents=True, exist_ok=True)
+            commit.seal(writing, rank, tree.write(writing, f"rank-{rank}"))
+            if rank:
+                return
+            for file in self.files:
+                if file.exists():
+                    commit.sync(file)
+            commit.commit(writing, step, world, facts)
+        except Exception as error:
+            commit.give_up(writing, rank, str(error))
+            if not rank:
+                commit.discard(writing)
+            raise
+        stay = commit.prune(self.folder, self.options.keep_checkpoints)
+        commit.point(self.folder, stay[-1])
+        self.committed([commit.manifest_of(path)["facts"] for path in stay])
