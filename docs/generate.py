@@ -6,14 +6,18 @@ outside is written by hand.
 
 from __future__ import annotations
 
+import ast
 import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from prefopt import catalogue
 from prefopt.metrics import METRICS
 
 FOLDER = Path(__file__).parent
+TESTS = FOLDER.parent / "tests"
 PART = re.compile(r"<!-- begin (\w+), written by make docs -->\n(.*?)<!-- end \1 -->", re.DOTALL)
 
 
@@ -111,6 +115,45 @@ def reading() -> str:
     return "\n\n".join(f"### {', '.join(names)}\n\n{prose(more)}" for more, names in answers.items())
 
 
+# ---------------------------------------------------------------- faults
+
+
+def faults() -> str:
+    """Every fault with what a run does then and the tests that inject it."""
+    tested = injected()
+    rows = [
+        [str(number), prose(fault.what), prose(fault.expected), "<br>".join(map(linked, tested.get(number, []))) or "-"]
+        for number, fault in fault_table().items()
+    ]
+    return grid(["", "what goes wrong", "what happens", "tests that inject it"], rows)
+
+
+def untested() -> str:
+    missing = [f"- {prose(fault.what)}: {prose(fault.untested)}" for fault in fault_table().values() if fault.untested]
+    return "\n".join(missing)
+
+
+def fault_table() -> dict[int, Any]:
+    return dict(runpy.run_path(str(TESTS / "faults" / "table.py"))["FAULTS"])
+
+
+def injected() -> dict[int, list[tuple[Path, str]]]:
+    """Fault -> file and name of each test that is marked with its number."""
+    found: dict[int, list[tuple[Path, str]]] = {}
+    for path in sorted(TESTS.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for mark in getattr(node, "decorator_list", []):
+                if ast.unparse(mark).startswith("pytest.mark.fault("):
+                    for number in mark.args:
+                        found.setdefault(ast.literal_eval(number), []).append((path, node.name))
+    return found
+
+
+def linked(test: tuple[Path, str]) -> str:
+    path, name = test
+    return f"[{name.removeprefix('test_').replace('_', ' ')}](../{path.relative_to(FOLDER.parent)})"
+
+
 # ---------------------------------------------------------------- pages
 
 
@@ -120,6 +163,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "objectives": objectives,
     "metrics": metrics,
     "reading": reading,
+    "faults": faults,
+    "untested": untested,
 }
 
 

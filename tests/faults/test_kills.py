@@ -33,6 +33,7 @@ def same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
         assert found[name] == value, f"{name} differ"
 
 
+@pytest.mark.fault(1, 2)
 @pytest.mark.parametrize("save_async", [False, True], ids=["waiting", "async"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_was(kind, save_async, server):
