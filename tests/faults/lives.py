@@ -1,8 +1,8 @@
 """Training runs as processes that can be killed at any moment, and forked so quickly that many can be.
 
-A server imports everything once and forks a process for each run. A run counts its moments, each with a name: before and
-after every write of a checkpoint, within one, at every update, sampling, reward and drawn token. Told a name and a number,
-it kills itself with SIGKILL at that moment.
+A server imports everything once and forks a process for each run. A run counts its moments, each with a name: before
+and after every write of a checkpoint, within one, at every update, sampling and reward. Told a name and a number, it
+kills itself with SIGKILL at that moment.
 """
 
 from __future__ import annotations
@@ -157,10 +157,10 @@ def live(order: dict[str, Any]) -> None:
 
 def serve() -> None:
     """Read orders, a line of JSON each, and answer with how each run's process ended."""
-    import prefopt.recipes.train  # noqa: F401  once for all runs
     import torch
     from transformers.models.llama import modeling_llama  # noqa: F401
 
+    import prefopt.recipes.train  # noqa: F401  once for all runs
     from prefopt.rollout import source  # noqa: F401
 
     torch.set_num_threads(1)
