@@ -4,7 +4,7 @@ BIN := .venv/bin
 VENV_STAMP := .venv/.installed
 PARITY_STAMP := .venv-parity/.installed
 
-.PHONY: quickstart quickstart-grpo test parity check lint types format bench-dpo bench-offline bench-grpo docs clean
+.PHONY: quickstart quickstart-grpo test kills parity check lint types format bench-dpo bench-offline bench-grpo docs clean
 
 quickstart: $(VENV_STAMP)  ## a model from nothing, SFT, then DPO, and what changed
 	$(BIN)/prefopt quickstart
@@ -15,6 +15,9 @@ quickstart-grpo: $(VENV_STAMP)  ## a task learnt from rewards, one that stalls, 
 # one thread a process: the models are tiny, and threads that wait for each other cost more
 test: $(VENV_STAMP)  ## every test, a process for each core
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal
+
+kills: $(VENV_STAMP)  ## 100 kills of each kind of run at random moments: every one ends as if nothing had happened
+	PREFOPT_KILLS=100 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto tests/faults/test_kills.py
 
 parity: $(PARITY_STAMP)  ## loss and gradient of every row beside TRL's own trainers, in an environment of its own
 	OMP_NUM_THREADS=1 .venv-parity/bin/pytest -q tests/parity

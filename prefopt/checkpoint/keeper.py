@@ -16,6 +16,7 @@ from prefopt.checkpoint import commit
 from prefopt.checkpoint.tree import Tree
 from prefopt.records import InputError
 
+MOST = 0.05  # share of the time in which checkpoints may be on their way to the disk, where the clock asks for them
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -23,7 +24,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class CheckpointOptions:
     """When a run's whole state is saved, so that it goes on from there after whatever stopped it."""
 
-    # minutes between checkpoints; None: none by the clock
+    # minutes between checkpoints, more where writing one takes long; None: none by the clock
     save_minutes: float | None = 10.0
     # a checkpoint every so many updates as well; None: by the clock alone
     save_every: int | None = None
@@ -67,6 +68,7 @@ class Keeper:
         self.say, self.committed = say, committed
         self.last_step, self.last_time = 0, time.monotonic()
         self.failed = 0  # saves in a row
+        self.took = 0.0  # seconds that the latest one was written in
         self.problem = ""
         self.writing: threading.Thread | None = None
 
@@ -77,8 +79,9 @@ class Keeper:
         every, minutes = self.options.save_every, self.options.save_minutes
         if every is not None and step % every == 0 and step != self.last_step:
             return True
-        waited = (time.monotonic() - self.last_time) / 60
-        return minutes is not None and waited >= minutes and not self.busy
+        if minutes is None or self.busy:
+            return False
+        return time.monotonic() - self.last_time >= max(60 * minutes, self.took / MOST)
 
     @property
     def busy(self) -> bool:
@@ -130,9 +133,9 @@ class Keeper:
                 f"failure {self.failed} of {self.options.max_failed_saves} in a row"
             )
             return
-        self.failed = 0
+        self.failed, self.took = 0, time.monotonic() - began
         if ranks.is_main():
-            self.say(f"step {step}: checkpoint written in {time.monotonic() - began:.1f} s")
+            self.say(f"step {step}: checkpoint written in {self.took:.1f} s")
 
     def _written(self, step: int, tree: Tree, facts: dict[str, Any], attempt: str) -> None:
         try:

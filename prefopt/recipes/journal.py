@@ -92,7 +92,7 @@ class Journal:
         """Lines for the reader of the log."""
         if ranks.is_main():
             for line in text.splitlines():
-                print(line, file=sys.stderr, flush=True)
+                self._print(line)
 
     def say_all(self, topic: str, lines: list[str]) -> None:
         """Each line with its topic in front."""

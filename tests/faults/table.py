@@ -20,9 +20,7 @@ FAULTS = {
         "the run goes on to the same result: no prompt is left out or comes twice",
     ),
     3: Fault("SIGTERM, Ctrl-C", "the update ends, a checkpoint is written, exit code 75; a second one ends it at once"),
-    4: Fault(
-        "a checkpoint's file is cut short", "the checkpoint before it is used, and it is said which was not, and why"
-    ),
+    4: Fault("a checkpoint's file is cut short", "the checkpoint before it is used; it is said which was not, and why"),
     5: Fault("one bit of a checkpoint is flipped", "found by its hash; the checkpoint before it is used"),
     6: Fault(
         "the disk is full when a checkpoint is written",

@@ -37,7 +37,7 @@ def same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 @pytest.mark.parametrize("save_async", [False, True], ids=["waiting", "async"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_was(kind, save_async, server):
-    """Kills at moments drawn evenly among kinds of moments: between steps, within updates, saves, generation, reward."""
+    """Kills at moments drawn evenly among their kinds: between steps, within updates, saves, generation, reward."""
     options = {"save_every": 1, "save_minutes": None, "save_async": save_async}
     unharmed, out = server.folder / f"{kind}-whole", server.folder / f"{kind}-killed"
     shutil.rmtree(unharmed, ignore_errors=True)
