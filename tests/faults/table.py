@@ -17,7 +17,7 @@ FAULTS = {
     1: Fault("SIGKILL while a checkpoint is written", "the run goes on from the last whole one, to the same result"),
     2: Fault(
         "SIGKILL between updates, while generating, while scoring, between updates of one rollout",
-        "the run goes on to the same result: no prompt is left out or comes twice",
+        "the run goes on to the same result; no prompt is left out or comes twice",
     ),
     3: Fault("SIGTERM, Ctrl-C", "the update ends, a checkpoint is written, exit code 75; a second one ends it at once"),
     4: Fault("a checkpoint's file is cut short", "the checkpoint before it is used; it is said which was not, and why"),
@@ -32,7 +32,7 @@ FAULTS = {
     9: Fault("two runs in one folder", "the second is refused, and told which process holds it"),
     10: Fault("a line of the data is no JSON", "an error with file, line and column; skip_bad counts it and goes on"),
     11: Fault(
-        "the data's last line is cut, holds NUL bytes, is no UTF-8, begins with a BOM, repeats a key; the file is empty",
+        "the data's last line is cut, holds NUL bytes, is no UTF-8, begins with a BOM, repeats a key; an empty file",
         "an error of its own for each, with file and line; a BOM is read past",
     ),
     12: Fault(
