@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from prefopt import catalogue, cli, config
+from prefopt import catalogue, cli, config, terminal
+from prefopt.commands import sample, train
 
 HEAVY = {"torch", "transformers", "datasets", "pandas", "pyarrow", "peft", "accelerate"}
 HELP = [["--help"], ["--version"], ["train", "--help"], ["train", "dpo", "--help"], ["quickstart", "--help"]]
@@ -274,9 +275,9 @@ def test_a_completion_keeps_the_space_that_its_first_token_begins_with() -> None
 
 def test_a_reader_sees_where_a_sample_was_cut() -> None:
     row = {"prompt": "ab", "completion": " c", "tokens": 4, "finished": False}
-    assert cli.sample_text(row) == "> ab\n c  [cut at 4 tokens]"
+    assert sample.sample_text(row) == "> ab\n c  [cut at 4 tokens]"
     turns = {"prompt": [{"role": "user", "content": "ab"}], "completion": [{"role": "assistant", "content": "c"}]}
-    assert cli.sample_text({**turns, "finished": True}) == "> user: ab\nc"
+    assert sample.sample_text({**turns, "finished": True}) == "> user: ab\nc"
 
 
 def test_sampling_is_refused_in_one_message(capsys: Any, tmp_path: Path, model: Path) -> None:
@@ -412,27 +413,27 @@ def test_a_bug_keeps_its_traceback(monkeypatch: Any) -> None:
     def broken(words: list[str]) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(cli.COMMANDS, "train", broken)
+    monkeypatch.setattr(train, "train", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train"])
 
 
 def test_for_machines_what_libraries_print_goes_to_stderr(capsys: Any) -> None:
-    with cli.libraries(machine=True):
+    with terminal.libraries(machine=True):
         print("chatter")
-    with cli.libraries(machine=False):
+    with terminal.libraries(machine=False):
         print("talk")
     assert capsys.readouterr() == ("talk\n", "chatter\n")
 
 
 def test_a_summary_is_shown_as_lines() -> None:
     summary = {"steps": 3, "win_rate": {"value": 0.61234567, "n": 8}, "note": None, "dropped": {}, "layout": "tree"}
-    assert cli.summary_lines(summary) == ["steps   3", "win_rate", "  value  0.6123", "  n      8", "layout  tree"]
+    assert terminal.summary_lines(summary) == ["steps   3", "win_rate", "  value  0.6123", "  n      8", "layout  tree"]
 
 
 def test_a_report_sets_start_beside_end() -> None:
     summary = {"steps": 3, "start": {"loss": 9.0, "eval/loss": 0.693147}, "end": {"loss": 8.0, "eval/loss": 0.5}}
-    assert cli.report_lines(summary) == [
+    assert train.report_lines(summary) == [
         "                start         end",
         "eval/loss      0.6931         0.5",
         "",

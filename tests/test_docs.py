@@ -17,6 +17,7 @@ import yaml
 from laws import save_model
 
 from prefopt import catalogue, cli, config, metrics
+from prefopt.commands import sample, score
 from prefopt.data import load
 from prefopt.data.shapes import KNOWN, SHAPES
 from prefopt.objectives import EVERY
@@ -71,11 +72,11 @@ def check_command(words: list[str], folder: Path) -> None:
             words = [*words, *(part for flag, there in given.items() if not there for part in (flag, "x"))]
         assert cli.main([*words, "--print-config"]) == 0, words
     elif words and words[0] in ("sample", "score") and "--help" not in words:
-        parser = cli.sample_parser() if words[0] == "sample" else cli.score_parser()
+        parser = sample.sample_parser() if words[0] == "sample" else score.score_parser()
         given_words = parser.read(words[1:])
         local = words[0] == "score" or given_words.sampler is None
         if words[0] == "sample":
-            options = cli.sample_options(given_words, local)
+            options = sample.sample_options(given_words, local)
             if given_words.kind:
                 options["rows"].refuse_unread(given_words.kind)
         else:
@@ -136,7 +137,7 @@ def accepts(objective: str, key: str, value: str) -> bool:
     required = {"model": "m", "data": "d", "out": "o"} if objective else {}
     try:
         config.resolve(
-            sections(objective) if objective else cli.SAMPLED, required, config.parse_overrides([f"{key}={value}"])
+            sections(objective) if objective else sample.SAMPLED, required, config.parse_overrides([f"{key}={value}"])
         )
     except InputError:
         return False
@@ -162,7 +163,7 @@ def test_every_name_with_an_underscore_is_known(page: str) -> None:
 def test_every_option_is_explained() -> None:
     named = {word for page in PAGES for text in inline(page) for word in re.findall(r"\w+", text)}
     options = {option.key for name in EVERY for option in config.describe(sections(name))}
-    options |= {option.key for option in config.describe(cli.SAMPLED)}
+    options |= {option.key for option in config.describe(sample.SAMPLED)}
     assert options - named == set(), "explain these in docs/"
 
 

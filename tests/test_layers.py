@@ -26,7 +26,8 @@ LAYERS = (
     {"rollout"},
     {"bench"},
     {"config"},
-    {"recipes", "catalogue"},
+    {"recipes", "catalogue", "terminal"},
+    {"commands"},
     {"cli"},
     {"__init__", "__main__"},
 )
