@@ -54,14 +54,19 @@ class RunState:
         state = {name: part.state_dict() for name, part in self.parts.items()}
         return {**state, "updater": self.updater.state_dict() if own else None, "random": state_of_random()}
 
-    def restore(self, checkpoint: Checkpoint, world: int) -> None:
-        """Take up the state of `checkpoint`, which `world` processes wrote. InputError where its parts are not these.
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up the state of `checkpoint`. InputError where its parts are not these.
 
         Where there are now more or fewer processes, what each had begun alone (its share of a rollout) is left out.
         """
-        if world != ranks.world() and self.updater.sharded:
+        world = int(checkpoint.facts["surroundings"]["processes"])
+        sharded = bool(checkpoint.facts["options"]["shard"])
+        if sharded != self.updater.sharded or (sharded and world != ranks.world()):
+            then = f"sharded over {world}" if sharded else f"whole on each of {world}"
+            now = f"sharded over {ranks.world()}" if self.updater.sharded else "whole"
             raise InputError(
-                f"{checkpoint.path}: weights sharded over {world} processes can only be taken up by as many"
+                f"{checkpoint.path}: its weights are {then} processes and here they are {now}; a sharded run goes on "
+                "with shard=true and as many processes as before only"
             )
         rank = min(ranks.rank(), world - 1)
         state = read(checkpoint.path, f"rank-{rank}")

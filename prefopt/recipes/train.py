@@ -336,7 +336,7 @@ def _updates(work: Work, earlier: Earlier, out: Path) -> None:
     updater, place = _updater(policy, loop), Place()  # type: ignore[arg-type]
     state = work.state(updater, source, place, earlier)
     if earlier.checkpoint is not None:
-        state.restore(earlier.checkpoint, earlier.facts["surroundings"]["processes"])
+        state.restore(earlier.checkpoint)
     keeper = Keeper(
         out / CHECKPOINTS,
         work.settings["checkpoint"],
