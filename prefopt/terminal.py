@@ -9,17 +9,17 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
-from prefopt import config
+from prefopt import config, streams
 from prefopt.records import InputError, plain
 
 
 def steady_streams() -> None:
     """Make printing safe: a stream closed from the start goes nowhere, a character it cannot show is escaped."""
+    streams.fill()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            # Also keeps files opened later from getting the descriptor that libraries print to.
             setattr(sys, name, open(os.devnull, "w"))
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
@@ -27,32 +27,35 @@ def steady_streams() -> None:
 
 
 def say(text: str) -> None:
-    """Print to stdout; a reader that has gone away (`| head`) is no error."""
+    """Print to stdout; a reader that has gone away (`| head`) is no error, a disk that is full is said."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        drop_stdout()
+        drop(sys.stdout)
+    except OSError as error:
+        drop(sys.stdout)
+        complain(f"stdout: cannot be written ({error.strerror})")
 
 
 def complain(text: str) -> None:
     """Print to stderr, if anyone still reads it."""
-    with contextlib.suppress(BrokenPipeError):
-        print(text, file=sys.stderr, flush=True)
+    streams.note(text)
 
 
-def drop_stdout() -> None:
-    """Send what is still to be written to nowhere, so that closing stdout at exit does not fail."""
+def drop(stream: IO[str]) -> None:
+    """Send what is still to be written to nowhere, so that closing the stream at exit does not fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
 def flush() -> None:
     """Write out what is buffered, so that a reader that has gone away is noticed here and not at exit."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        drop_stdout()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            drop(stream)
 
 
 @contextlib.contextmanager

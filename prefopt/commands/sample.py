@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefopt import catalogue, config
+from prefopt import catalogue, config, streams
 from prefopt.records import InputError
 from prefopt.terminal import Parser, as_json, complain, libraries, say, summary_lines, write_rows
 
@@ -132,7 +131,7 @@ def sample_writer(given: argparse.Namespace, options: Mapping[str, Any]) -> Any:
     from prefopt.recipes.sample import LocalWriter, ServerWriter
 
     if given.sampler in (None, "local"):
-        shows = given.kind is None and sys.stderr.isatty()
+        shows = given.kind is None and streams.is_terminal()
         return LocalWriter(given.model, given.adapter, options["model"], progress=shows)
     return ServerWriter(options["server"])
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import random
-import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from prefopt import streams
 from prefopt.data.columns import Dropped, Record
 from prefopt.data.convert import COMPARED, Kind, check, convert
 from prefopt.data.read import Row, RowError, read, unread
@@ -400,13 +400,13 @@ def _render(
 @contextmanager
 def _progress(total: int) -> Iterator[Any]:
     """A progress bar on a terminal, for sources big enough to wait for; otherwise nothing."""
-    if total <= 2 * ROWS_AT_ONCE or not sys.stderr.isatty():
+    if total <= 2 * ROWS_AT_ONCE or not streams.is_terminal():
         yield lambda count: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=Console(file=streams.errors()), transient=True) as bar:
         task = bar.add_task("tokenising", total=total)
         yield lambda count: bar.advance(task, count)
 

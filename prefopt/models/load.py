@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from prefopt import streams
 from prefopt.models.heads import (
     AUTO,
     IN_WORDS,
@@ -190,7 +190,7 @@ def keep_freed_memory() -> None:
 
 def quiet_bars() -> None:
     """No progress bars of transformers' own where there is no terminal to draw them on."""
-    if not sys.stderr.isatty():
+    if not streams.is_terminal():
         transformers_logging.disable_progress_bar()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from prefopt import streams
 from prefopt.budget import Budget
 from prefopt.models import attention, decode
 from prefopt.models.decode import Decoder, Prefix
@@ -171,12 +171,13 @@ def _asked(
 
 def _shown(rows: Iterator[Writing], total: int, progress: bool) -> Iterable[Writing]:
     """The rows, with a bar on stderr where that is a terminal."""
-    if not progress or not sys.stderr.isatty():
+    if not progress or not streams.is_terminal():
         return rows
     from rich.console import Console
     from rich.progress import track
 
-    return track(rows, description="sampling", total=total, console=Console(stderr=True), transient=True)
+    console = Console(file=streams.errors())
+    return track(rows, description="sampling", total=total, console=console, transient=True)
 
 
 # ---------------------------------------------------------------- the running batch

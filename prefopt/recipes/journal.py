@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from prefopt import config, metrics, ranks
+from prefopt import config, metrics, ranks, streams
 from prefopt.recipes.lines import Lines
 from prefopt.records import text_of
 
@@ -30,12 +29,11 @@ def progress(title: str, total: int, unit: str = "") -> Iterator[Callable[[int],
     if not ranks.is_main() or not total:
         yield lambda number: None
         return
-    if sys.stderr.isatty():
-        from rich.console import Console
+    if streams.is_terminal():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[rate]}"), console=Console(stderr=True), transient=True) as bar:
+        with Progress(*columns, TextColumn("{task.fields[rate]}"), console=_console(), transient=True) as bar:
             task = bar.add_task(title, total=total, rate="")
             began = time.monotonic()
 
@@ -54,9 +52,16 @@ def progress(title: str, total: int, unit: str = "") -> Iterator[Callable[[int],
         if time.monotonic() - said > QUIET_SECONDS:
             said = time.monotonic()
             speed = rate(done, started, unit)
-            print(f"{title}: {min(done, total):,} of {total:,}  {speed}".rstrip(), file=sys.stderr, flush=True)
+            streams.note(f"{title}: {min(done, total):,} of {total:,}  {speed}".rstrip())
 
     yield advance
+
+
+def _console() -> Any:
+    """Where bars are drawn."""
+    from rich.console import Console
+
+    return Console(file=streams.errors())
 
 
 def rate(done: float, began: float, unit: str) -> str:
@@ -121,8 +126,7 @@ class Journal:
     def begin(self, steps: int) -> None:
         """Show progress over so many updates from here on."""
         self.steps = steps
-        if ranks.is_main() and sys.stderr.isatty():
-            from rich.console import Console
+        if ranks.is_main() and streams.is_terminal():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (
@@ -132,7 +136,7 @@ class Journal:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[text]}"),
             )
-            self.bar = self.stack.enter_context(Progress(*columns, console=Console(stderr=True)))
+            self.bar = self.stack.enter_context(Progress(*columns, console=_console()))
             self.task = self.bar.add_task("training", total=steps, text="")
 
     def listen(self, step: int, values: dict[str, float]) -> None:
@@ -162,7 +166,7 @@ class Journal:
         if self.bar is not None:
             self.bar.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            streams.note(text)
 
     def _show(self, step: int, values: dict[str, float]) -> None:
         shown = (
@@ -187,7 +191,7 @@ class Journal:
                 self.bar.console.print(f"step {step}  {text}")
         elif evaluation or step == self.steps or time.monotonic() - self.said > QUIET_SECONDS:
             self.said = time.monotonic()
-            print(f"step {step}/{self.steps}  {text}", file=sys.stderr, flush=True)
+            streams.note(f"step {step}/{self.steps}  {text}")
 
 
 def completion_line(step: int, row: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from prefopt import streams
 from prefopt.rewards.channel import HEADER, HELLO, LENGTH, RAISED, frame, number, short, shortened
 
 PR_SET_PDEATHSIG = 1
@@ -38,6 +39,8 @@ def main() -> None:
     connection.set_inheritable(False)
     # what the function prints goes where the trainer's errors go, and never into the protocol
     os.dup2(2, 1)
+    # a trainer whose terminal or reader has gone: a function that prints must not fail for it
+    sys.stdout, sys.stderr = streams.output(), streams.errors()
     own = os.getpid()
     _, content = receive(connection)
     hello = pickle.loads(content)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from prefopt import streams
 from prefopt.recipes.quickstart.task import Instruction, Stars, stars
 
 if TYPE_CHECKING:
@@ -169,10 +170,7 @@ def _two(both: BeforeAfter, form: str) -> tuple[str, str]:
 
 
 def _console(stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
+    file = streams.errors() if stderr else streams.output()
+    console = Console(file=file, highlight=False)
     # a file or pipe has no width of its own; 80 columns would fold the table
-    return (
-        console
-        if console.is_terminal or "COLUMNS" in os.environ
-        else Console(stderr=stderr, highlight=False, width=120)
-    )
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(file=file, highlight=False, width=120)
