@@ -8,7 +8,6 @@ is the commit. Only then may older checkpoints go. A reader takes the newest one
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import shutil
 import time
@@ -22,8 +21,10 @@ import xxhash
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
 HIDDEN = ".writing-"
+REMOVED = ".removed-"
 PATIENCE = 1800.0  # seconds that the first process waits for the others' files
 POLL = 0.02
+PIECE = 8 * 2**20  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,14 @@ def hidden(folder: Path, step: int, attempt: str) -> Path:
     return folder / f"{HIDDEN}{step:08d}-{attempt}"
 
 
+def make(writing: Path) -> None:
+    """Make a folder to write a checkpoint into, in one of the run's whose name is on the disk. OSError."""
+    if not writing.parent.exists():
+        writing.parent.mkdir(parents=True, exist_ok=True)
+        sync(writing.parent.parent)
+    writing.mkdir(exist_ok=True)
+
+
 def seal(folder: Path, rank: int, files: Sequence[str]) -> None:
     """Sync a process's files in `folder` and list them; the list is there only once they are durable. OSError."""
     listed = {}
@@ -76,15 +85,17 @@ def commit(writing: Path, step: int, world: int, facts: Mapping[str, Any], patie
     """
     files = {name: entry for rank in range(world) for name, entry in _await(writing, rank, patience).items()}
     manifest = {"format": FORMAT, "step": step, "world": world, "files": files, "facts": dict(facts)}
-    write_synced(writing / MANIFEST, json.dumps(manifest, indent=1))
+    write_synced(writing / MANIFEST, json.dumps({"xxh3_128": _of_text(manifest), "manifest": manifest}, indent=1))
     for rank in range(world):
         (writing / _list_name(rank)).unlink()
     sync(writing)
     final = writing.parent / name_of(step)
-    if final.exists():  # of the same step, from before a resume: it was found wanting, or this would not be written
-        shutil.rmtree(final)
+    # of the same step, from before a resume: it was found wanting, or this would not be written
+    instead = aside(final) if final.exists() else None
     os.rename(writing, final)
     sync(writing.parent)
+    if instead is not None:
+        discard(instead)
     return final
 
 
@@ -118,9 +129,15 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[Skipped]]:
     return None, skipped
 
 
+def step_of(path: Path) -> int | None:
+    """The step in a checkpoint's name; None where a folder's name is none."""
+    number = path.name.removeprefix("step-")
+    return int(number) if number.isdecimal() and path.name == name_of(int(number)) else None
+
+
 def found(folder: Path) -> list[Path]:
     """Folders of committed checkpoints, oldest first, verified or not."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    return sorted(path for path in folder.glob("step-*") if path.is_dir() and step_of(path) is not None)
 
 
 def verified(path: Path) -> Checkpoint:
@@ -138,47 +155,56 @@ def verified(path: Path) -> Checkpoint:
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
-    """What MANIFEST.json says. ValueError where it is missing, no JSON, or of another format."""
+    """What MANIFEST.json says. ValueError where it is missing, not as it was written, or of another format."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        known = manifest["format"] == FORMAT and isinstance(manifest["step"], int)
-        names = [Path(name) for name in manifest["files"]]
+        whole = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest, is_whole = whole["manifest"], whole["xxh3_128"] == _of_text(whole["manifest"])
     except FileNotFoundError:
         raise ValueError(f"{MANIFEST} is missing") from None
     except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{MANIFEST} is damaged") from None
-    if not known:
+        raise ValueError(f"{MANIFEST} is damaged: it is not what was written") from None
+    if not is_whole:
+        raise ValueError(f"{MANIFEST} is damaged: its hash is not its own")
+    if manifest["format"] != FORMAT:
         raise ValueError(f"{MANIFEST} is of format {manifest['format']!r}; this version reads {FORMAT}")
-    if any(len(name.parts) != 1 or name.name in ("", "..") for name in names):
+    if any(len(Path(name).parts) != 1 or name == ".." for name in manifest["files"]):
         raise ValueError(f"{MANIFEST} names a file outside its folder")
     return dict(manifest)
+
+
+def _of_text(manifest: Any) -> str:
+    """Hash of a manifest, whatever its spacing."""
+    return str(xxhash.xxh3_128_hexdigest(json.dumps(manifest).encode()))
 
 
 # ---------------------------------------------------------------- keeping few
 
 
-def prune(folder: Path, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` checkpoints, at least one, and return those that stay.
+def prune(folder: Path, keep: int, newest: int) -> list[Path]:
+    """Remove all but `keep` checkpoints, at least one, up to that of step `newest`, and return those that stay.
 
-    To be called after a commit: the newest is then known to be whole.
+    newest: known to be whole. Later ones are from before a resume that found them wanting, and go.
     """
     there = found(folder)
-    for path in there[: -max(keep, 1)]:
-        remove(path)
-    return there[-max(keep, 1) :]
+    until = [path for path in there if (step_of(path) or 0) <= newest]
+    stay = until[-max(keep, 1) :]
+    for path in there:
+        if path not in stay:
+            discard(aside(path))
+    return stay
 
 
-def remove(path: Path) -> None:
-    """Take a checkpoint away: first its name, so that what is left half-way is not taken for one."""
-    doomed = path.with_name(f".removed-{path.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
+def aside(path: Path) -> Path:
+    """Take a checkpoint's name away, so that what is left of it is not taken for one."""
+    doomed = path.with_name(f"{REMOVED}{path.name}")
+    discard(doomed)
     os.rename(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    return doomed
 
 
-def discard(writing: Path) -> None:
-    """Remove what could not be finished."""
-    shutil.rmtree(writing, ignore_errors=True)
+def discard(folder: Path) -> None:
+    """Remove what has no checkpoint's name."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def point(folder: Path, path: Path) -> None:
@@ -188,7 +214,7 @@ def point(folder: Path, path: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what was being written or removed when a process ended. Only while no other run uses the folder."""
-    for pattern in (f"{HIDDEN}*", ".removed-*"):
+    for pattern in (f"{HIDDEN}*", f"{REMOVED}*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -215,9 +241,9 @@ def write_synced(path: Path, text: str) -> None:
 
 def digest(path: Path) -> str:
     """xxh3_128 of a file, in hexadecimal: for damage by chance, not by intent."""
-    hashed = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        if path.stat().st_size:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-                hashed.update(view)
+    hashed, piece = xxhash.xxh3_128(), memoryview(bytearray(PIECE))
+    # read, not mapped into memory: a disk that fails is then an error and not the end of the process
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(piece):
+            hashed.update(piece[:size])
     return str(hashed.hexdigest())

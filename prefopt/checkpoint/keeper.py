@@ -51,7 +51,8 @@ class Keeper:
     """Writes the checkpoints of a run into `folder`, one at a time.
 
     state: () -> this process's state, a tree (see `Tree`). files: whose content the state counts on, synced with it.
-    say: lines for the log. committed: told of the facts of every checkpoint that is kept, after each commit.
+    say: lines for the log. committed: told of the facts of every checkpoint that is kept, after each commit. whole:
+    step of the newest checkpoint that is known to be whole, None where there is none.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class Keeper:
         files: Sequence[Path] = (),
         say: Callable[[str], None] = lambda text: None,
         committed: Callable[[list[Mapping[str, Any]]], None] = lambda facts: None,
+        whole: int | None = None,
     ) -> None:
         self.folder, self.options, self.state, self.files = folder, options, state, files
-        self.say, self.committed = say, committed
+        self.say, self.committed, self.whole = say, committed, whole
         self.last_step, self.last_time = 0, time.monotonic()
         self.failed = 0  # saves in a row
         self.took = 0.0  # seconds that the latest one was written in
@@ -108,9 +110,11 @@ class Keeper:
         if self.writing is not None:
             self.writing.join()
             self.writing = None
-        if ranks.all_max(int(self.failed >= self.options.max_failed_saves)):
+        most = ranks.all_max(self.failed)
+        if most >= self.options.max_failed_saves:
+            problem = next(one for one in ranks.gather(self.problem) if one)
             raise InputError(
-                f"{self.folder}: {self.failed} checkpoints in a row could not be written (the last: {self.problem}); "
+                f"{self.folder}: {most} checkpoints in a row could not be written (the last: {problem}); "
                 "make room there or choose another out; the same command goes on from the newest whole checkpoint"
             )
 
@@ -133,26 +137,36 @@ class Keeper:
                 f"failure {self.failed} of {self.options.max_failed_saves} in a row"
             )
             return
-        self.failed, self.took = 0, time.monotonic() - began
+        self.failed, self.problem, self.took, self.whole = 0, "", time.monotonic() - began, step
         if ranks.is_main():
+            self._tidy(step)
             self.say(f"step {step}: checkpoint written in {self.took:.1f} s")
+
+    def _tidy(self, step: int) -> None:
+        """What follows a commit. The checkpoint is there whatever becomes of it, so nothing is written again."""
+        try:
+            stay = commit.prune(self.folder, self.options.keep_checkpoints, step)
+            commit.point(self.folder, stay[-1])
+            self.committed([commit.manifest_of(path)["facts"] for path in stay])
+        except Exception as error:
+            self.say(f"step {step}: the checkpoint is written, but older ones could not be removed ({error})")
 
     def _written(self, step: int, tree: Tree, facts: dict[str, Any], attempt: str) -> None:
         try:
             self._attempt(step, tree, facts, attempt)
         except OSError as error:
             # alone: the other processes have no part in a second try
-            if error.errno not in FULL or ranks.world() > 1 or len(commit.found(self.folder)) < 2:
+            if error.errno not in FULL or ranks.world() > 1 or self.whole is None or len(commit.found(self.folder)) < 2:
                 raise
-            stay = commit.prune(self.folder, 1)
-            self.say(f"step {step}: no room for the checkpoint; all older ones but {stay[-1].name} were removed")
+            commit.prune(self.folder, 1, self.whole)
+            self.say(f"step {step}: no room for the checkpoint; all but that of step {self.whole} were removed")
             self._attempt(step, tree, facts, f"{attempt}-again")
 
     def _attempt(self, step: int, tree: Tree, facts: dict[str, Any], attempt: str) -> None:
         rank, world = ranks.rank(), ranks.world()
         writing = commit.hidden(self.folder, step, attempt)
         try:
-            writing.mkdir(parents=True, exist_ok=True)
+            commit.make(writing)
             commit.seal(writing, rank, tree.write(writing, f"rank-{rank}"))
             if rank:
                 return
@@ -165,6 +179,3 @@ class Keeper:
             if not rank:
                 commit.discard(writing)
             raise
-        stay = commit.prune(self.folder, self.options.keep_checkpoints)
-        commit.point(self.folder, stay[-1])
-        self.committed([commit.manifest_of(path)["facts"] for path in stay])

@@ -25,7 +25,7 @@ class Tree:
 
     def __init__(self, state: Any, copy: bool) -> None:
         self.tensors: dict[str, Tensor] = {}
-        self.copy = copy
+        self.copy, self.held = copy, set[int]()
         self.plain = self._apart(state, "")
 
     def write(self, folder: Path, name: str) -> list[str]:
@@ -40,8 +40,9 @@ class Tree:
 
     def _apart(self, value: Any, place: str) -> Any:
         if isinstance(value, Tensor):
-            self.tensors[place] = self._still(value)
-            return {f"{MARK}tensor": place}
+            name = f"{len(self.tensors)}{place}"  # a number, since keys with slashes may spell the same place
+            self.tensors[name] = self._still(value)
+            return {f"{MARK}tensor": name}
         if isinstance(value, float) and not math.isfinite(value):
             return {f"{MARK}float": str(value)}
         if value is None or isinstance(value, (bool, int, float, str)):
@@ -60,14 +61,16 @@ class Tree:
         """As it is now, in memory of its own."""
         local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
         local = local.detach()
-        if self.copy or local.device.type != "cpu" or not local.is_contiguous() or _shares(local):
+        if self.copy or local.device.type != "cpu" or not local.is_contiguous() or self._shares(local):
             return local.to("cpu", copy=True).contiguous()
         return local
 
-
-def _shares(tensor: Tensor) -> bool:
-    """Whether it is a part of a larger piece of memory, which safetensors refuses to write twice."""
-    return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+    def _shares(self, tensor: Tensor) -> bool:
+        """Whether it is a part of a larger piece of memory, or one that is there already: safetensors takes neither."""
+        memory = tensor.untyped_storage()
+        shared = memory.nbytes() != tensor.numel() * tensor.element_size() or memory.data_ptr() in self.held
+        self.held.add(memory.data_ptr())
+        return shared
 
 
 def read(folder: Path, name: str) -> Any:

@@ -13,7 +13,6 @@ import torch
 
 from prefopt import __version__, config, ranks
 from prefopt.checkpoint import Checkpoint, Skipped, newest, read
-from prefopt.checkpoint.commit import manifest_of
 from prefopt.checkpoint.tree import restore_random, state_of_random
 from prefopt.data import Dataset
 from prefopt.models.reference import weights_key
@@ -24,7 +23,7 @@ from prefopt.records import InputError, text_of
 
 # options that change nothing of what is trained, or name what is compared by its content
 FREE = {
-    *("out", "overwrite", "push_to_hub", "hub_private", "cache_dir", "save_completions"),
+    *("out", "overwrite", "push_to_hub", "hub_private", "max_wait_minutes", "cache_dir", "save_completions"),
     *("save_minutes", "save_every", "keep_checkpoints", "save_async", "max_failed_saves", "allow_inexact"),
     *("model", "data", "eval_data", "easier_data"),
 }
@@ -225,11 +224,6 @@ class Earlier:
     def compare_weights(self, actor: Any) -> None:
         """InputError where the model is not the one that the run began with."""
         self._same("weights", {"model": weights(actor)})
-
-    def advice(self, folder: Path) -> str:
-        """How to go on from the newest checkpoint, where there is one."""
-        there = sorted(folder.glob("step-*"))
-        return f" The same command goes on from update {manifest_of(there[-1])['step']}." if there else ""
 
     def _same(self, name: str, now: dict[str, Any]) -> None:
         self.facts[name] = now

@@ -72,10 +72,15 @@ class RunOptions:
     push_to_hub: str | None = None
     # whether a repository that push_to_hub makes is private
     hub_private: bool = True
+    # of several processes: minutes that one waits for the others before the run stops; more where a reward may keep one
+    # busy for longer
+    max_wait_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.eval_fraction < 1:
             raise ValueError(f"eval_fraction must be at least 0 and below 1, got {self.eval_fraction}")
+        if not self.max_wait_minutes > 0:
+            raise ValueError(f"max_wait_minutes must be above 0, got {self.max_wait_minutes}")
         if self.keep == "best" and self.eval_data is None and not self.eval_fraction:
             raise ValueError("keep: best needs held-out rows; give eval_data or an eval_fraction above 0")
 
@@ -147,13 +152,14 @@ def train(*, objective: Any, **options: Any) -> Result:
     options: any field of DataOptions, ModelOptions, LoraOptions, ReferenceOptions, LoopOptions and RunOptions by name
     (`prefopt train dpo --help` lists them), and for objectives on prompts of RolloutOptions, RewardOptions and
     JudgeOptions (`prefopt train grpo --help`), where `reward` may hold functions and rewards too. InputError, before
-    anything is loaded where possible, for what cannot work; PreflightError when a step-0 identity fails.
+    anything is loaded where possible, for what cannot work; PreflightError when a step-0 identity fails; PeerError when
+    another process of the run failed.
     """
     named, rewards = online.parted(options)
     settings = _settings(objective, named)
-    ranks.start()
     run: RunOptions = settings["run"]
-    with contextlib.ExitStack() as stack:
+    ranks.start(60 * run.max_wait_minutes)
+    with ranks.one_for_all(), contextlib.ExitStack() as stack:
         out = prepare(run, settings["reference"].reference_model, stack)
         earlier = Earlier.find(out, settings)
         torch.manual_seed(run.seed)
@@ -344,6 +350,7 @@ def _updates(work: Work, earlier: Earlier, out: Path) -> None:
         files=journal.files,
         say=journal.say,
         committed=work.best.forget if work.best else lambda kept: None,
+        whole=earlier.checkpoint.step if earlier.checkpoint else None,
     )
     with Signals(journal.say) as signals, contextlib.closing(keeper):
         run_loop(
@@ -360,7 +367,6 @@ def _updates(work: Work, earlier: Earlier, out: Path) -> None:
             place=place,
             between=lambda: _between(place, keeper, signals, updater, earlier, work),
         )
-        keeper.finish()
 
 
 def _between(place: Place, keeper: Keeper, signals: Signals, updater: Updater, earlier: Earlier, work: Work) -> None:
@@ -372,13 +378,17 @@ def _between(place: Place, keeper: Keeper, signals: Signals, updater: Updater, e
     if ranks.all_max(int(not updater.is_finite())):
         raise InputError(
             f"after update {place.step} some weights are not numbers, so no checkpoint was written; lower "
-            f"learning_rate or max_grad_norm.{earlier.advice(keeper.folder)}"
+            f"learning_rate or max_grad_norm.{_advice(keeper)}"
         )
     facts = {**earlier.facts, "best": work.best.step if work.best else None}
     keeper.save(place.step, facts, wait=wanted == 2)
     if wanted == 2:
-        words = f"stopped after update {place.step} of {work.plan.steps}"
-        raise Paused(words + earlier.advice(keeper.folder))
+        raise Paused(f"stopped after update {place.step} of {work.plan.steps}.{_advice(keeper)}")
+
+
+def _advice(keeper: Keeper) -> str:
+    """How to go on from the newest checkpoint, where there is one."""
+    return "" if keeper.whole is None else f" The same command goes on from update {keeper.whole}."
 
 
 def _publish(result: Result, plan: Plan, settings: dict[str, Any], tokenizer: Any) -> None:
