@@ -17,7 +17,7 @@ from typing import Any, Literal
 import cloudpickle
 
 from prefopt.records import InputError, Message, Sample, Score
-from prefopt.rewards.channel import ABSTAINED, DEADLINE, VALUE, Given, Refused, short
+from prefopt.rewards.channel import ABSTAINED, DEADLINE, DIED, VALUE, Given, Refused, short
 from prefopt.rewards.pool import Job, Pool
 
 log = logging.getLogger("prefopt")
@@ -71,7 +71,7 @@ class FunctionReward:
     It runs in processes of its own with a deadline. None abstains. What raises, hangs, dies, or returns what is no
     number leaves its samples without a score: a batch that raised, died or came back with the wrong length is tried
     again unit by unit, so that only the guilty sample is lost. One that took half of the deadline is tried again in
-    halves, and they in halves, for as long as there is time.
+    halves, and they in halves, for as long as there is time. A sample alone whose process died is tried once more.
     function: the function, or `file.py:function`, which is imported in those processes only.
     InputError if it cannot be loaded.
     """
@@ -101,9 +101,9 @@ class FunctionReward:
                 self._take(job, outcome, samples, scores)
                 for name, values in outcome.metrics.items():
                     metrics.setdefault(name, []).extend(values)
-            elif len(job.units) > 1 and time.monotonic() < until:
+            elif _worth_another(job, outcome) and time.monotonic() < until:
                 size = math.ceil(len(job.units) / 2) if outcome.kind == DEADLINE else 1
-                queue.extend(self._job(samples, units, _share(len(units))) for units in _cut(job.units, size))
+                queue.extend(self._job(samples, units, _share(len(units)), True) for units in _cut(job.units, size))
             else:
                 self._lose(job, outcome, samples, scores)
         self.metrics = {name: math.fsum(values) / len(values) for name, values in metrics.items()}
@@ -146,14 +146,23 @@ class FunctionReward:
             groups.setdefault(sample.group, []).append(position)
         return [tuple(group) for group in groups.values()]
 
-    def _job(self, samples: Sequence[Sample], units: Sequence[tuple[int, ...]], share: float) -> Job:
+    def _job(
+        self, samples: Sequence[Sample], units: Sequence[tuple[int, ...]], share: float, again: bool = False
+    ) -> Job:
         chosen = [samples[position] for unit in units for position in unit]
         content: bytes | str
         try:
             content = pickle.dumps({**as_trl(chosen), "state": self.state})
         except Exception as error:
             content = f"cannot be sent to a process: {type(error).__name__}: {error}"
-        return Job(tuple(units), content, self.limits.sample_seconds, share)
+        return Job(tuple(units), content, self.limits.sample_seconds, share, again)
+
+
+def _worth_another(job: Job, refused: Refused) -> bool:
+    """Whether another try may score samples of a job: fewer of them, or the same one whose process may have been killed
+    for nothing it did, as the system does where memory runs out.
+    """
+    return len(job.units) > 1 or (refused.kind == DIED and not job.again)
 
 
 def _cut(units: Sequence[tuple[int, ...]], size: int) -> list[Sequence[tuple[int, ...]]]:

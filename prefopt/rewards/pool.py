@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefopt import streams
 from prefopt.rewards.channel import (
     DEADLINE,
     DIED,
@@ -54,13 +55,14 @@ def _starter() -> ThreadPoolExecutor:
 class Job:
     """units: what may be tried apart, each a tuple of samples' positions. content: the pickle that a process is sent,
     or why there is none. seconds: what this job may take; None: all that is left. share: of the time that is left when
-    it starts, what it may take, so that others have their turn where it hangs.
+    it starts, what it may take, so that others have their turn where it hangs. again: it was tried before.
     """
 
     units: tuple[tuple[int, ...], ...]
     content: bytes | str
     seconds: float | None = None
     share: float = 1.0
+    again: bool = False
 
     @property
     def positions(self) -> list[int]:
@@ -150,6 +152,7 @@ class Worker:
 
 
 def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    streams.fill()  # the process prints to 1 and 2: they must not be the socket
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     # found wherever the trainer found it: the package may not be installed
