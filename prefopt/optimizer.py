@@ -74,12 +74,7 @@ class Updater:
         for pair in self.pairs:
             if pair.master.grad is None:
                 continue
-            square = (
-                torch.linalg.vector_norm(
-                    _local(pair.master.grad), dtype=torch.promote_types(pair.master.dtype, torch.float32)
-                )
-                ** 2
-            )
+            square = _norm(pair.master.grad) ** 2
             if _is_sharded(pair.master):
                 sharded = square if sharded is None else sharded + square
             else:
@@ -111,8 +106,8 @@ class Updater:
             pair.weight.grad = pair.master.grad = None
 
     def is_finite(self) -> bool:
-        """Whether every trained weight is a number, on this process."""
-        return all(bool(torch.isfinite(_local(pair.master)).all()) for pair in self.pairs)
+        """Whether every trained weight is a number that a model can work with, on this process."""
+        return not broken((str(place), pair.master) for place, pair in enumerate(self.pairs))
 
     def _placed(self, master: Tensor, x: Tensor) -> Tensor:
         """A saved tensor of AdamW's where it belongs: moments like `master`, the count of steps where it is read."""
@@ -163,6 +158,19 @@ def _pair(weight: nn.Parameter) -> _Pair:
 
     weight.register_post_accumulate_grad_hook(collect)
     return _Pair(weight, master)
+
+
+def broken(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of those that hold what is no number, or numbers whose squares add up to none: no layer works with them.
+
+    Of shards, as far as they are on this process; integers, as quantised weights are, are left out.
+    """
+    return [name for name, x in weights if x.is_floating_point() and not torch.isfinite(_norm(x))]
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Euclidean norm, in float32 at least; of a shard its own."""
+    return torch.linalg.vector_norm(_local(x).detach(), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _is_sharded(x: Tensor) -> bool:
