@@ -84,14 +84,24 @@ class Attempts:
 
 
 def together(work: Callable[[], T]) -> T:
-    """`work()` of every process; where one raises InputError all do, or the others would wait for it without end."""
+    """`work()` of every process; where one raises all do, or the others would wait for it without end.
+
+    The others raise InputError with its words where it raised one, else PeerError.
+    """
     found: list[T] = []
-    problem = None
+    own: Exception | None = None
     try:
         found.append(work())
-    except InputError as error:
-        problem = str(error)
-    problems = [one for one in ranks.gather(problem) if one is not None]
-    if problems:
-        raise InputError(problems[0])
+    except Exception as error:
+        own = error
+    expected = isinstance(own, InputError)
+    problems = ranks.gather(
+        None if own is None else (expected, str(own) if expected else f"{type(own).__name__}: {own}")
+    )
+    if own is not None:
+        raise own
+    for number, problem in enumerate(problems):
+        if problem is not None:
+            expected, words = problem
+            raise InputError(words) if expected else ranks.stopped_by(f"process {number}: {words}")
     return found[0]
