@@ -16,6 +16,7 @@ from torch import Tensor
 from prefopt import ranks
 from prefopt.batch import Batch, Outputs
 from prefopt.models.policy import per_token
+from prefopt.optimizer import broken
 
 SAMPLE_TOKENS = 2048
 
@@ -45,6 +46,8 @@ def check_policy(policy: Any, batch: Batch) -> list[str]:
         what, unit = ("scores are not finite", "") if policy.scorer else ("log-probs are not finite", " nats")
         if not torch.isfinite(first).all():
             raise PreflightError(f"the model's {what}; try dtype: float32 or check its weights")
+        if names := broken(policy.model.named_parameters()):
+            raise PreflightError(f"the model's weights are not finite, though these rows do not meet them: {names[0]}")
         slack, gap = rounding(first, policy.model), _gap(first, again)
         if not gap <= slack:
             raise PreflightError(

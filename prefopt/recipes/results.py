@@ -16,6 +16,7 @@ from prefopt.metrics import find
 from prefopt.models.adapters import is_adapted
 from prefopt.models.policy import Policy
 from prefopt.models.sharding import whole_state
+from prefopt.optimizer import broken
 from prefopt.recipes.folder import BEST, CHECKPOINTS
 from prefopt.records import InputError
 
@@ -26,6 +27,7 @@ def save(actor: Any, tokenizer: Any, folder: Path) -> Path:
     actor: a policy, or one with a critic, of which the policy is the result.
     """
     policy: Policy = getattr(actor, "policy", actor)
+    _refuse_broken(policy.model)
     sharded = any(hasattr(p, "full_tensor") for p in policy.model.parameters())
     extra: dict[str, Any] = {"state_dict": whole_state(policy.model)} if sharded else {}
     if is_adapted(policy.model):
@@ -39,6 +41,17 @@ def save(actor: Any, tokenizer: Any, folder: Path) -> Path:
             tokenizer.save_pretrained(writing)
     ranks.barrier()
     return folder
+
+
+def _refuse_broken(model: Any) -> None:
+    """InputError, on all processes, where trained weights are no numbers that a model can work with."""
+    names = broken((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    if ranks.all_max(len(names)):
+        first = next((name for own in ranks.gather(names) for name in own), "")
+        raise InputError(
+            f"the trained weights are no longer numbers (the first: {first}), so they were not saved; lower "
+            "learning_rate or max_grad_norm"
+        )
 
 
 @contextlib.contextmanager
@@ -62,6 +75,8 @@ def _whole(folder: Path) -> Iterator[Path]:
 def save_critic(actor: Any, tokenizer: Any, folder: Path) -> None:
     """A critic with weights of its own, as it is after the last update, in the form of a reward model."""
     critic = getattr(actor, "critic", None)
+    if critic is not None:
+        _refuse_broken(critic.model)
     if critic is not None and ranks.is_main():
         with critic.ordinary() as model:
             model.save_pretrained(folder)
