@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -737,6 +738,5 @@ def _push(folder: Path, name: str, private: bool) -> None:
         api.create_repo(name, exist_ok=True, private=private)
         api.upload_folder(repo_id=name, folder_path=folder)
     except Exception as error:  # whatever the network or the hub does, the files stay and the command to retry is said
-        raise InputError(
-            f"{name}: the upload failed ({error}); the model is safe; retry with `hf upload {name} {folder}`"
-        ) from error
+        again = shlex.join(["hf", "upload", *(["--private"] if private else []), name, str(folder), "."])
+        raise InputError(f"{name}: the upload failed ({error}); the model is safe; retry with `{again}`") from error
