@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from prefopt.records import InputError
 
 T = TypeVar("T")
 log = logging.getLogger("prefopt")
+ADVICE = "gradient_checkpointing=true, a smaller max_length, lora_rank=16 or dtype=bfloat16"
 
 
 class Budget:
@@ -64,7 +66,7 @@ class Budget:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                message = str(error).splitlines()[0] if str(error) else type(error).__name__
+                message = _first_line(error)
             undo()  # outside the handler: the traceback holds the failed pass's tensors
             gc.collect()
             if torch.cuda.is_available():
@@ -72,12 +74,26 @@ class Budget:
             if self.together:
                 raise InputError(f"out of memory ({message}); a sharded run cannot adapt: lower tokens_per_forward")
             if self.tokens <= smallest:
-                advice = "gradient_checkpointing=true, a smaller max_length, lora_rank=16 or dtype=bfloat16"
                 raise InputError(
-                    f"out of memory with one prompt of {smallest} tokens per forward pass ({message}); try {advice}"
+                    f"out of memory with one prompt of {smallest} tokens per forward pass ({message}); try {ADVICE}"
                 )
             self.tokens = max(self.tokens // 2, 1)
             log.warning("out of memory; %s halved to %d (the result does not change)", self.name, self.tokens)
+
+
+@contextlib.contextmanager
+def memory_advice() -> Iterator[None]:
+    """Where memory runs out in the block, and not in a forward pass that could be smaller, InputError with advice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(f"out of memory ({_first_line(error)}); try {ADVICE}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def is_out_of_memory(error: BaseException) -> bool:

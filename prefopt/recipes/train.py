@@ -17,7 +17,7 @@ import torch
 
 from prefopt import config, preflight, ranks
 from prefopt.batch import Batch
-from prefopt.budget import Budget
+from prefopt.budget import Budget, memory_advice
 from prefopt.checkpoint import Keeper
 from prefopt.data import DataOptions, Dataset, load, split, template_text
 from prefopt.data.source import Offline, steps_per_epoch
@@ -168,7 +168,8 @@ def train(*, objective: Any, **options: Any) -> Result:
             keep_freed_memory()
         journal = stack.enter_context(Journal(out, settings))
         earlier.describe(journal)
-        return _train(objective, settings, rewards, journal, out, earlier)
+        with memory_advice():
+            return _train(objective, settings, rewards, journal, out, earlier)
 
 
 def _train(
