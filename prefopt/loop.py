@@ -156,6 +156,10 @@ class Step:
     max_grad_norm: float | None
 
 
+class NotFinite(InputError):
+    """Training has come to numbers that are none, and does not come back from there."""
+
+
 @dataclass
 class Place:
     """Where a run is. step: updates taken, those skipped among them. bad: gradients in a row that were not finite.
@@ -167,11 +171,11 @@ class Place:
     skipped: int = 0
 
     def skip(self, most: int, learning_rate: float) -> None:
-        """Count an update that was not taken. InputError after `most` of them in a row."""
+        """Count an update that was not taken. NotFinite after `most` of them in a row."""
         self.bad, self.skipped = self.bad + 1, self.skipped + 1
         log.warning("step %d: the gradient is not finite; the update was skipped", self.step)
         if self.bad >= most:
-            raise InputError(
+            raise NotFinite(
                 f"{self.bad} gradients in a row were not finite; lower learning_rate (now {learning_rate:g})"
             )
 
@@ -256,7 +260,7 @@ def train(
     place: Place | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run `steps` updates. InputError after `max_bad_steps` gradients in a row that are not finite.
+    """Run `steps` updates. NotFinite after `max_bad_steps` gradients in a row that are not finite.
 
     source: has `batches(models)`, `steps_per_epoch` and `seen`, metrics of how the last batch came about. evaluation:
     measures, named eval/..., at the start, every `eval_every` updates and at the end. place: where the run is; one that
