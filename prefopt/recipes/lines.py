@@ -13,6 +13,7 @@ from prefopt.records import plain
 
 log = logging.getLogger("prefopt")
 MOST_WAITING = 100_000  # lines kept in memory while the disk takes none
+PIECE = 2**16  # bytes looked through at once for the end of a line
 
 
 class Lines:
@@ -23,7 +24,7 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.size = path.stat().st_size if path.exists() else 0
+        self.size = whole(path)
         self.waiting: deque[str] = deque(maxlen=MOST_WAITING)
         self.warned = False
 
@@ -40,10 +41,13 @@ class Lines:
 
     def _write(self) -> None:
         with self.path.open("ab") as file:
+            if file.tell() < self.size:  # someone has taken from it: filling up would be with NUL bytes
+                self.size = whole(self.path)
             # a line of which only a part got in, now or before a kill, must not run into the next
             file.truncate(self.size)
             while self.waiting:
-                line = self.waiting[0].encode("utf-8")
+                # half of a surrogate pair is no UTF-8, and JSON has an escape for it
+                line = self.waiting[0].encode("utf-8", "backslashreplace")
                 file.write(line)
                 file.flush()
                 self.size += len(line)
@@ -62,7 +66,23 @@ class Lines:
         there = self.path.stat().st_size if self.path.exists() else 0
         if there < state["size"]:
             log.warning("%s: shorter than when the checkpoint was written; what is gone stays gone", self.path)
-        elif there > state["size"]:
-            os.truncate(self.path, state["size"])
-        self.size = min(there, state["size"])
+        self.size = whole(self.path, state["size"])
+        if there > self.size:
+            os.truncate(self.path, self.size)
         self.waiting = deque(state["waiting"], maxlen=MOST_WAITING)
+
+
+def whole(path: Path, most: int | None = None) -> int:
+    """Bytes of the whole lines at the start of a file, of its first `most` if given; 0 where there is none."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        end = size if most is None else min(size, most)
+        while end:
+            start = file.seek(max(0, end - PIECE))
+            last = file.read(end - start).rfind(b"\n")
+            if last >= 0:
+                return start + last + 1
+            end = start
+    return 0

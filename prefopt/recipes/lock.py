@@ -12,6 +12,16 @@ from pathlib import Path
 from prefopt.records import InputError
 
 NAME = ".lock"
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """In a fork, which would otherwise hold the folder for as long as it lives, whatever becomes of the run."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 class Lock:
@@ -31,14 +41,17 @@ class Lock:
                 f"{folder}: another run is writing there ({who}); wait for it, or choose another out"
             ) from None
         except OSError:
-            return
+            pass
+        _held.add(self.descriptor)
         mine = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
         with contextlib.suppress(OSError):  # a full disk: the lock holds, only its holder is not named
             os.ftruncate(self.descriptor, 0)
             os.pwrite(self.descriptor, mine.encode(), 0)
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        if self.descriptor in _held:
+            _held.remove(self.descriptor)
+            os.close(self.descriptor)
 
 
 def _holder(descriptor: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from prefopt import ranks
+from prefopt.checkpoint.commit import sync
 from prefopt.metrics import find
 from prefopt.models.adapters import is_adapted
 from prefopt.models.policy import Policy
@@ -56,14 +57,17 @@ def _refuse_broken(model: Any) -> None:
 
 @contextlib.contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `folder` once all is written. InputError where the disk takes it not."""
+    """A folder to write into that becomes `folder` once all is on the disk. InputError where the disk takes it not."""
     writing = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(writing, ignore_errors=True)
     try:
         writing.mkdir(parents=True)
         yield writing
+        for path in (*writing.rglob("*"), writing):
+            sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         writing.rename(folder)
+        sync(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(writing, ignore_errors=True)
         raise InputError(
@@ -78,9 +82,10 @@ def save_critic(actor: Any, tokenizer: Any, folder: Path) -> None:
     if critic is not None:
         _refuse_broken(critic.model)
     if critic is not None and ranks.is_main():
-        with critic.ordinary() as model:
-            model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with _whole(folder) as writing:
+            with critic.ordinary() as model:
+                model.save_pretrained(writing)
+            tokenizer.save_pretrained(writing)
 
 
 class Best:
@@ -113,8 +118,10 @@ class Best:
 
     def forget(self, kept: Sequence[Mapping[str, Any]]) -> None:
         """Remove weights that neither this run nor one that goes on from a kept checkpoint can choose."""
+        # before what is wanted is asked: training may save the next ones at this moment
+        there = list((self.out / BEST).glob("step-*"))
         wanted = {self._folder(step) for step in (self.step, *(facts["best"] for facts in kept)) if step is not None}
-        for folder in (self.out / BEST).glob("step-*"):
+        for folder in there:
             if folder not in wanted and ranks.is_main():
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -131,7 +138,10 @@ class Best:
         return {"value": self.value, "step": self.step, "metrics": self.metrics}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state. InputError where the weights that it counts on are gone."""
         self.value, self.step, self.metrics = state["value"], state["step"], state["metrics"]
+        if self.metrics and not self._folder(self.step).is_dir():
+            raise InputError(f"{self._folder(self.step)}: is gone, the best weights so far; begin anew, overwrite=true")
 
 
 def with_a_better_way(names: Iterable[str]) -> str:
