@@ -7,11 +7,13 @@ is the commit. Only then may older checkpoints go. A reader takes the newest one
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,20 +72,30 @@ def seal(folder: Path, rank: int, files: Sequence[str]) -> None:
     write_synced(folder / _list_name(rank), json.dumps(listed))
 
 
-def give_up(folder: Path, rank: int, why: str) -> None:
+def give_up(folder: Path, rank: int, error: Exception) -> None:
     """Tell the first process that this one's files will not come; silent where not even that can be written."""
-    try:
-        (folder / f"failed-{rank}").write_text(why, encoding="utf-8")
-    except OSError:
-        pass
+    note = folder / f"failed-{rank}"
+    with contextlib.suppress(OSError):
+        try:
+            write_synced(note, f"{getattr(error, 'errno', None) or 0} {error}")
+        except OSError:
+            note.touch()  # a full disk has room for a name
 
 
-def commit(writing: Path, step: int, world: int, facts: Mapping[str, Any], patience: float = PATIENCE) -> Path:
+def commit(
+    writing: Path,
+    step: int,
+    world: int,
+    facts: Mapping[str, Any],
+    patience: float = PATIENCE,
+    useless: Callable[[], bool] = lambda: False,
+) -> Path:
     """Make what all processes have written the checkpoint of `step`, and return its folder.
 
-    OSError where a process failed, or its list did not come within `patience` seconds.
+    OSError where a process failed, with its number, or where its list did not come within `patience` seconds or until
+    it is `useless` to wait for.
     """
-    files = {name: entry for rank in range(world) for name, entry in _await(writing, rank, patience).items()}
+    files = {name: entry for rank in range(world) for name, entry in _await(writing, rank, patience, useless).items()}
     manifest = {"format": FORMAT, "step": step, "world": world, "files": files, "facts": dict(facts)}
     write_synced(writing / MANIFEST, json.dumps({"xxh3_128": _of_text(manifest), "manifest": manifest}, indent=1))
     for rank in range(world):
@@ -99,16 +111,23 @@ def commit(writing: Path, step: int, world: int, facts: Mapping[str, Any], patie
     return final
 
 
-def _await(writing: Path, rank: int, patience: float) -> dict[str, Any]:
+def _await(writing: Path, rank: int, patience: float, useless: Callable[[], bool]) -> dict[str, Any]:
     path, failed, began = writing / _list_name(rank), writing / f"failed-{rank}", time.monotonic()
     while not path.exists():
         if failed.exists():
-            raise OSError(f"process {rank} could not write its part: {failed.read_text(encoding='utf-8')}")
-        if time.monotonic() - began > patience:
-            raise OSError(f"process {rank} has not written its part within {patience:.0f} s")
+            raise _failed(rank, failed.read_text(encoding="utf-8"))
+        if time.monotonic() - began > patience or useless():
+            raise OSError(f"process {rank} has not written its part within {time.monotonic() - began:.0f} s")
         time.sleep(POLL)
     listed: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return listed
+
+
+def _failed(rank: int, note: str) -> OSError:
+    """What `give_up` noted, with the number of the system's error where it was one."""
+    number, _, why = note.partition(" ")
+    words = f"process {rank} could not write its part: {why or 'not even the reason'}"
+    return OSError(int(number or errno.ENOSPC), words) if number != "0" else OSError(words)
 
 
 def _list_name(rank: int) -> str:
@@ -234,9 +253,14 @@ def sync(path: Path) -> None:
 def write_synced(path: Path, text: str) -> None:
     """Write a file that is whole or not there."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def digest(path: Path) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from prefopt import ranks
@@ -17,6 +19,7 @@ from prefopt.checkpoint.tree import Tree
 from prefopt.records import InputError
 
 MOST = 0.05  # share of the time in which checkpoints may be on their way to the disk, where the clock asks for them
+LAST = 20.0  # seconds in which the other processes of a run that failed may still finish their parts
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -72,7 +75,19 @@ class Keeper:
         self.failed = 0  # saves in a row
         self.took = 0.0  # seconds that the latest one was written in
         self.problem = ""
+        self.ends = math.inf  # when the other processes' parts are waited for no more
         self.writing: threading.Thread | None = None
+
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for what is being written; where the run failed, for other processes' parts only LAST seconds."""
+        if kind is not None:
+            self.ends = time.monotonic() + LAST
+        self.close()
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint should be written after update `step`; one that is still being written is waited for
@@ -95,6 +110,8 @@ class Keeper:
         A save that fails is said and counted, and training goes on. InputError once `max_failed_saves` in a row did.
         """
         self.finish()
+        if self.failed and ranks.is_main():  # what a slower process wrote when the others had given up
+            commit.sweep(self.folder)
         attempt = ranks.from_main(f"{os.getpid()}-{time.monotonic_ns()}")
         later = self.options.save_async and not wait
         tree = Tree(self.state(), copy=later)
@@ -155,11 +172,14 @@ class Keeper:
         try:
             self._attempt(step, tree, facts, attempt)
         except OSError as error:
-            # alone: the other processes have no part in a second try
-            if error.errno not in FULL or ranks.world() > 1 or self.whole is None or len(commit.found(self.folder)) < 2:
+            if error.errno not in FULL or not ranks.is_main() or self.whole is None:
+                raise
+            if len(commit.found(self.folder)) < 2:
                 raise
             commit.prune(self.folder, 1, self.whole)
             self.say(f"step {step}: no room for the checkpoint; all but that of step {self.whole} were removed")
+            if ranks.world() > 1:  # the other processes have no part in a second try: the next one has room
+                raise
             self._attempt(step, tree, facts, f"{attempt}-again")
 
     def _attempt(self, step: int, tree: Tree, facts: dict[str, Any], attempt: str) -> None:
@@ -173,9 +193,9 @@ class Keeper:
             for file in self.files:
                 if file.exists():
                     commit.sync(file)
-            commit.commit(writing, step, world, facts)
+            commit.commit(writing, step, world, facts, useless=lambda: time.monotonic() > self.ends)
         except Exception as error:
-            commit.give_up(writing, rank, str(error))
+            commit.give_up(writing, rank, error)
             if not rank:
                 commit.discard(writing)
             raise
