@@ -114,7 +114,7 @@ def run(resolved: dict[str, Any], dry: bool, machine: bool) -> None:
                 planned = plan(objective=objective, **options)
             else:
                 summary = train(objective=objective, **options).summary
-        except PreflightError as error:
+        except (PreflightError, ranks.PeerError) as error:
             raise Stopped(error) from None
         except Paused:  # on all processes
             ranks.stop()

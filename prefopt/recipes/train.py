@@ -354,7 +354,7 @@ def _updates(work: Work, earlier: Earlier, out: Path) -> None:
         committed=work.best.forget if work.best else lambda kept: None,
         whole=earlier.checkpoint.step if earlier.checkpoint else None,
     )
-    with Signals(journal.say) as signals, contextlib.closing(keeper):
+    with Signals(journal.say) as signals, keeper:
         run_loop(
             work.models,
             plan.objective,
@@ -390,7 +390,8 @@ def _between(place: Place, keeper: Keeper, signals: Signals, updater: Updater, e
 
 def _advice(keeper: Keeper) -> str:
     """How to go on from the newest checkpoint, where there is one."""
-    return "" if keeper.whole is None else f" The same command goes on from update {keeper.whole}."
+    whole = ranks.from_main(keeper.whole)  # the others know of their own part only
+    return "" if whole is None else f" The same command goes on from update {whole}."
 
 
 def _publish(result: Result, plan: Plan, settings: dict[str, Any], tokenizer: Any) -> None:
