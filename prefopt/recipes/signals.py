@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from prefopt import ranks
+
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later; schedulers can tell it from success and from failure
+ECHO = 5.0  # seconds in which a launcher's signal is the scheduler's, sent to all and passed on once more
 
 
 class Paused(SystemExit):
@@ -25,12 +29,13 @@ class Paused(SystemExit):
 class Signals:
     """Within `with`, SIGTERM and SIGINT (Ctrl-C) set `asked`; a second one ends the process as without it.
 
-    Elsewhere than in the main thread signals cannot be taken, and `asked` stays empty.
+    Of several processes only a second one that comes more than ECHO seconds later ends this one. Elsewhere than in the
+    main thread signals cannot be taken, and `asked` stays empty.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
-        self.asked = ""
+        self.asked, self.since = "", 0.0
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -49,6 +54,12 @@ class Signals:
         self.before = {}
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        self.asked = signal.Signals(number).name
-        self._restore()
+        if self.asked:
+            if time.monotonic() - self.since > ECHO:
+                self._restore()
+                signal.raise_signal(number)
+            return
+        self.asked, self.since = signal.Signals(number).name, time.monotonic()
+        if ranks.world() == 1:  # not left to this handler, which waits for whatever runs outside of Python
+            self._restore()
         self.say(f"{self.asked}: stopping after this update, with a checkpoint; once more to stop at once")
