@@ -21,7 +21,7 @@ from prefopt.budget import Budget, memory_advice
 from prefopt.checkpoint import Keeper
 from prefopt.data import DataOptions, Dataset, load, split, template_text
 from prefopt.data.source import Offline, steps_per_epoch
-from prefopt.loop import Listener, LoopOptions, Models, Place, budget_for, evaluate
+from prefopt.loop import Listener, LoopOptions, Models, NotFinite, Place, budget_for, evaluate
 from prefopt.loop import train as run_loop
 from prefopt.metrics import METRICS, find
 from prefopt.models.adapters import LoraOptions, adapt, is_adapted
@@ -354,20 +354,28 @@ def _updates(work: Work, earlier: Earlier, out: Path) -> None:
         committed=work.best.forget if work.best else lambda kept: None,
         whole=earlier.checkpoint.step if earlier.checkpoint else None,
     )
-    with Signals(journal.say) as signals, keeper:
-        run_loop(
-            work.models,
-            plan.objective,
-            source,
-            updater,
-            loop,
-            peak=work.peak,
-            steps=plan.steps,
-            budget=work.budget,
-            evaluation=work.evaluation(),
-            listeners=work.listeners,
-            place=place,
-            between=lambda: _between(place, keeper, signals, updater, earlier, work),
+    try:
+        with Signals(journal.say) as signals, keeper:
+            run_loop(
+                work.models,
+                plan.objective,
+                source,
+                updater,
+                loop,
+                peak=work.peak,
+                steps=plan.steps,
+                budget=work.budget,
+                evaluation=work.evaluation(),
+                listeners=work.listeners,
+                place=place,
+                between=lambda: _between(place, keeper, signals, updater, earlier, work),
+            )
+    except NotFinite as error:
+        raise InputError(f"{error}.{_advice(keeper, changed=True)}") from None
+    if place.step and place.skipped == place.step:
+        raise InputError(
+            f"none of {place.step} updates could be taken: no gradient was finite; lower learning_rate, or look at the "
+            "rows and the model"
         )
 
 
@@ -380,7 +388,7 @@ def _between(place: Place, keeper: Keeper, signals: Signals, updater: Updater, e
     if ranks.all_max(int(not updater.is_finite())):
         raise InputError(
             f"after update {place.step} some weights are not numbers, so no checkpoint was written; lower "
-            f"learning_rate or max_grad_norm.{_advice(keeper)}"
+            f"learning_rate or max_grad_norm.{_advice(keeper, changed=True)}"
         )
     facts = {**earlier.facts, "best": work.best.step if work.best else None}
     keeper.save(place.step, facts, wait=wanted == 2)
@@ -388,10 +396,11 @@ def _between(place: Place, keeper: Keeper, signals: Signals, updater: Updater, e
         raise Paused(f"stopped after update {place.step} of {work.plan.steps}.{_advice(keeper)}")
 
 
-def _advice(keeper: Keeper) -> str:
-    """How to go on from the newest checkpoint, where there is one."""
+def _advice(keeper: Keeper, changed: bool = False) -> str:
+    """How to go on from the newest checkpoint, where there is one; changed: with other options, or it ends the same."""
     whole = ranks.from_main(keeper.whole)  # the others know of their own part only
-    return "" if whole is None else f" The same command goes on from update {whole}."
+    how = "With that changed, --allow-inexact (allow_inexact=true)" if changed else "The same command"
+    return "" if whole is None else f" {how} goes on from update {whole}."
 
 
 def _publish(result: Result, plan: Plan, settings: dict[str, Any], tokenizer: Any) -> None:
