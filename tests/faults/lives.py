@@ -7,6 +7,7 @@ kills itself with SIGKILL at that moment.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +83,21 @@ def result(out: Path) -> dict[str, Any]:
 
 
 class Moments:
-    """Counts what passes, and kills the process at the moment it was told."""
+    """Counts what passes, and kills the process at the moment it was told.
 
-    def __init__(self, name: str | None, number: int) -> None:
+    signals: name and number of other moments, and what is then sent to the process and those of its group, as a
+    terminal does.
+    """
+
+    def __init__(self, name: str | None, number: int, signals: Sequence[tuple[str, int, int]] = ()) -> None:
         self.name, self.number = name, number
+        self.signals = {(moment, at): which for moment, at, which in signals}
         self.seen: Counter[str] = Counter()
 
     def pass_by(self, name: str, on_death: Callable[[], None] = lambda: None) -> None:
         self.seen[name] += 1
+        if which := self.signals.get((name, self.seen[name])):
+            os.killpg(os.getpgrp(), which)
         if name == self.name and self.seen[name] == self.number:
             on_death()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -149,10 +158,20 @@ def live(order: dict[str, Any]) -> None:
 
     folder = Path(order["folder"])
     os.environ["PREFOPT_CACHE"] = str(folder / "cache")
-    moments = Moments(order.get("kill"), order.get("number", 0))
+    os.setpgrp()
+    moments = Moments(order.get("kill"), order.get("number", 0), order.get("signals", ()))
     watch(moments)
-    prefopt.train(**arguments(order["kind"], folder), out=order["out"], **order["options"])
+    with staged(order, moments) if "scene" in order else contextlib.nullcontext():
+        prefopt.train(**{**arguments(order["kind"], folder), "out": order["out"], **order["options"]})
     Path(order["out"]).with_suffix(".moments").write_text(json.dumps(moments.seen))
+
+
+def staged(order: dict[str, Any], moments: Moments) -> AbstractContextManager[None]:
+    """What goes wrong around a run besides kills: the function of `scenes` that is named in its order."""
+    import scenes
+
+    stage: AbstractContextManager[None] = getattr(scenes, order["scene"])(order, moments)
+    return stage
 
 
 def serve() -> None:
@@ -173,6 +192,11 @@ def serve() -> None:
             os.dup2(errors, 2)
             try:
                 live(order)
+            except SystemExit as error:
+                print(error, file=sys.stderr, flush=True)
+                os._exit(error.code)
+            except KeyboardInterrupt:
+                os._exit(130)
             except BaseException:
                 import traceback
 
@@ -198,7 +222,9 @@ class Server:
         )
 
     def run(self, kind: str, out: Path, options: dict[str, Any], **kill: Any) -> int:
-        """A run's exit code, -9 where it was killed. kill: `kill` and `number` of a moment, or `after` in seconds."""
+        """A run's exit code, minus the signal that ended it. kill: `kill` and `number` of a moment, or `after` in
+        seconds; `signals` as `Moments` has them; `scene`: see `staged`.
+        """
         assert self.process.stdin and self.process.stdout
         order = {"kind": kind, "folder": str(self.folder), "out": str(out), "options": options, **kill}
         order["errors"] = str(self.folder / "errors.txt")
