@@ -23,7 +23,7 @@ LAYERS = (
     {"budget", "optimizer", "checkpoint"},
     {"objectives", "data", "models", "loop", "rewards"},
     {"evaluate", "preflight"},
-    {"rollout"},
+    {"rollout", "advice"},
     {"bench"},
     {"config"},
     {"recipes", "catalogue", "terminal"},
