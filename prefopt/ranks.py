@@ -134,7 +134,7 @@ def one_for_all() -> Iterator[None]:
     except PeerError:
         raise
     except (Exception, KeyboardInterrupt) as error:
-        if active() and _is_of_connection(error):
+        if active() and is_lost(error):
             told = _told()
             raise (stopped_by(told) if told else PeerError(_lost(error))) from error
         if active():
@@ -167,8 +167,8 @@ def _told() -> str:
     return ""
 
 
-def _is_of_connection(error: BaseException) -> bool:
-    """Whether talking to the other processes failed. What gloo raises is a bare RuntimeError that names its source."""
+def is_lost(error: BaseException | None) -> bool:
+    """Whether it says that talking to the other processes failed. gloo raises a bare RuntimeError that names gloo."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 

@@ -84,9 +84,11 @@ class Keeper:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for what is being written; where the run failed, for other processes' parts only LAST seconds."""
+        """Wait for what is being written; where the run failed, for other processes' parts only LAST seconds, and not
+        at all where one of them is gone: it finishes its own part before it goes.
+        """
         if kind is not None:
-            self.ends = time.monotonic() + LAST
+            self.ends = time.monotonic() + (0.0 if ranks.is_lost(error) else LAST)
         self.close()
 
     def due(self, step: int) -> bool:
