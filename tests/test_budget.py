@@ -33,6 +33,7 @@ def work(limit: int, error: BaseException, seen: list[int]):
 
 
 @pytest.mark.parametrize("error", [GPU, CPU, OURS], ids=["gpu", "cpu", "python"])
+@pytest.mark.fault(24, 25)
 def test_the_budget_halves_until_it_fits_and_the_result_is_the_same(error, caplog):
     seen: list[int] = []
     budget = Budget(100)
@@ -70,6 +71,7 @@ def test_what_a_failed_attempt_left_is_undone_before_the_next():
 
 
 @pytest.mark.parametrize("error", [GPU, CPU, OURS], ids=["gpu", "cpu", "python"])
+@pytest.mark.fault(24, 25)
 def test_below_the_smallest_row_the_error_says_what_to_try(error):
     undone = []
     with pytest.raises(InputError) as caught:
@@ -99,6 +101,7 @@ def test_other_errors_pass_through_untouched(error):
     assert caught.value is error and seen == [100] and budget.tokens == 100
 
 
+@pytest.mark.fault(24)
 def test_a_real_allocation_that_cannot_be_met_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)

@@ -370,6 +370,7 @@ def test_training_prints_only_its_summary_for_machines_and_the_model_loads(
 # ---------------------------------------------------------------- what it survives
 
 
+@pytest.mark.fault(34)
 def test_a_reader_that_goes_away_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -382,6 +383,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.fault(34)
 def test_closed_streams_are_no_error() -> None:
     done = prefopt("train", "--help", preexec_fn=lambda: os.close(1), stdout=None, capture_output=False)
     assert done.returncode == 0
@@ -389,6 +391,7 @@ def test_closed_streams_are_no_error() -> None:
     assert (done.returncode, done.stdout) == (2, "")
 
 
+@pytest.mark.fault(34)
 def test_a_locale_that_cannot_show_a_character_is_no_error(tmp_path: Path) -> None:
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     path = tmp_path / "recipe.yaml"

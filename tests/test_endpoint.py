@@ -41,6 +41,7 @@ def test_an_answer_comes_back_as_json():
 @pytest.mark.parametrize(
     "fault", [Answer({}, 500), Answer({}, 503), Answer({}, fault="reset"), Answer({"a": 1}, fault="cut")]
 )
+@pytest.mark.fault(20)
 def test_a_lost_request_is_tried_again(fault):
     reply, counts, seen = asked(first(fault, fault, WELL))
     assert reply.body == {"well": True}
@@ -48,6 +49,7 @@ def test_a_lost_request_is_tried_again(fault):
     assert (counts["retries"], counts["lost"]) == (2, 2)
 
 
+@pytest.mark.fault(20)
 def test_tries_end_after_the_retries():
     reply, counts, seen = asked(first(Answer({"error": "on fire"}, 500)))
     assert reply.body is None and reply.status == 500 and "on fire" in reply.why
@@ -63,6 +65,7 @@ def test_an_error_of_the_caller_is_not_tried_again_and_shows_no_key():
 @pytest.mark.parametrize(
     "said", ["0.2", formatdate(time.time() + 3600, usegmt=True), "86400", "soon", "nan"], ids=range(5)
 )
+@pytest.mark.fault(19)
 def test_a_busy_server_is_asked_again_after_the_time_it_names_but_not_much_later(said):
     before = time.monotonic()
     reply, counts, seen = asked(first(Answer({}, 429, {"retry-after": said}), WELL))
@@ -75,6 +78,7 @@ def test_a_busy_server_is_asked_again_after_the_time_it_names_but_not_much_later
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip"])
+@pytest.mark.fault(20)
 def test_no_answer_is_waited_for_past_its_deadline(fault):
     before = time.monotonic()
     reply, counts, _ = asked(first(Answer({"long": "x" * 200}, fault=fault)), seconds=0.3)
@@ -82,6 +86,7 @@ def test_no_answer_is_waited_for_past_its_deadline(fault):
     assert time.monotonic() - before < 1.3
 
 
+@pytest.mark.fault(20)
 def test_a_batch_keeps_what_was_answered_before_its_deadline():
     def answer(request):
         return Answer({}, fault="hang") if request.body["n"] % 2 else Answer(request.body)
@@ -103,6 +108,7 @@ def test_a_batch_keeps_what_was_answered_before_its_deadline():
         endpoint.close()
 
 
+@pytest.mark.fault(20)
 def test_a_closed_port_is_refused_at_once():
     endpoint = Endpoint(f"http://127.0.0.1:{closed_port()}/v1", Patience(retries=0))
     reply = endpoint.ask("/x", {})
@@ -110,6 +116,7 @@ def test_a_closed_port_is_refused_at_once():
     endpoint.close()
 
 
+@pytest.mark.fault(20)
 def test_after_many_losses_nobody_asks_until_the_breaker_cooled_down():
     state = {"well": False}
     with serving(lambda asked: WELL if state["well"] else Answer({}, 500)) as server:
@@ -147,6 +154,7 @@ def test_requests_begin_at_the_rate_that_is_allowed():
         endpoint.close()
 
 
+@pytest.mark.fault(21)
 def test_what_is_not_json_is_an_absent_answer_with_a_reason():
     for raw in (b"<html>", b"\xff\xfe", b"[" * 200_000):
         reply, _, seen = asked(first(Answer(raw)))
@@ -169,6 +177,7 @@ def test_a_key_comes_from_the_environment(monkeypatch):
         key_from("JUDGE_KEY")
 
 
+@pytest.mark.fault(20)
 def test_a_call_that_hangs_is_given_up_long_before_the_batch_and_makes_room_for_the_next():
     def answer(request):
         return Answer({}, fault="hang") if request.body["n"] == 0 else WELL

@@ -306,6 +306,7 @@ class Sick:
         return (loss * math.nan if len(self.seen) - 1 in self.bad else loss), seen
 
 
+@pytest.mark.fault(13)
 def test_an_update_that_is_not_finite_is_skipped_and_the_run_goes_on(caplog):
     found = run(Sick(SFT(), (1, 3), []), steps=6, tokens=20, max_bad_steps=2)
     assert [step for step, _ in found.heard] == [1, 3, 5, 6]
@@ -313,6 +314,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_the_run_goes_on(caplog):
     assert caplog.text.count("the gradient is not finite; the update was skipped") == 2
 
 
+@pytest.mark.fault(13)
 def test_the_run_stops_after_so_many_bad_updates_in_a_row_with_finite_weights():
     models = apart()
     with pytest.raises(InputError, match=r"2 gradients in a row were not finite; lower learning_rate \(now "):
@@ -323,6 +325,7 @@ def test_the_run_stops_after_so_many_bad_updates_in_a_row_with_finite_weights():
     assert largest_difference(weights(policy.model), weights(gpt_neox(0))) > 1e-3
 
 
+@pytest.mark.fault(13)
 def test_a_skipped_update_changes_no_weight():
     models = apart()
     with pytest.raises(InputError):
@@ -357,6 +360,7 @@ KINDS = [(RuntimeError, name) for name in NAMES] + [(kind, "dpo") for kind in (M
 
 
 @pytest.mark.parametrize(("kind", "name"), KINDS)
+@pytest.mark.fault(24, 25)
 def test_running_out_of_memory_in_the_middle_of_a_step_changes_nothing(kind, name):
     objective = ALL[name]
     largest = max(example.num_tokens for example in rows(objective.facts.data, num=7))
@@ -371,6 +375,7 @@ def test_running_out_of_memory_in_the_middle_of_a_step_changes_nothing(kind, nam
         assert ours["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-6)
 
 
+@pytest.mark.fault(24)
 def test_gradients_of_16_bit_weights_are_taken_back_too_when_memory_runs_out():
     # ten tokens a prompt: one prompt a pass under both 15 tokens and 7, so that not even the rounding differs
     examples = [Example([n, 2, 3, 4, 5], [[n, 6, 7, 8, 9]], [1.0], [[True] * 5]) for n in range(6)]
@@ -383,6 +388,7 @@ def test_gradients_of_16_bit_weights_are_taken_back_too_when_memory_runs_out():
     assert largest_difference(ends[0], weights(gpt_neox(0, torch.bfloat16))) > 1e-3
 
 
+@pytest.mark.fault(24)
 def test_running_out_of_memory_with_one_prompt_says_what_to_do():
     models = apart()
     leaky = Leaky(models.policy, set(range(99)), MemoryError)

@@ -153,6 +153,7 @@ def test_a_gradient_within_the_limit_is_not_touched(limit):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.fault(13)
 def test_a_gradient_that_is_not_finite_changes_nothing(bad, dtype):
     model = network(dtype)
     updater = Updater(model.parameters(), weight_decay=DECAY)

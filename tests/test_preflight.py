@@ -133,6 +133,7 @@ def test_wrong_packing_is_caught(change, monkeypatch):
         check(policy=policy, reference=reference)
 
 
+@pytest.mark.fault(13)
 def test_weights_that_are_not_finite_are_caught():
     policy = Policy(gpt_neox(0, torch.float32))
     with torch.no_grad():

@@ -61,6 +61,7 @@ def test_the_right_temperature_passes(model, dtype):
 @pytest.mark.parametrize("temperature", [0.7, 0.8, 1.25])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("model", [stories, tiny])
+@pytest.mark.fault(30)
 def test_another_temperature_is_refused(model, dtype, temperature):
     with pytest.raises(PreflightError, match="completions come from another distribution"):
         check(model(dtype), temperature)

@@ -299,6 +299,7 @@ SCORES: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("score", "message"), SCORES, ids=[str(score)[:5] for score, _ in SCORES])
+@pytest.mark.fault(12)
 def test_a_score_that_is_no_finite_number_is_named(score: Any, message: str, tmp_path: Path) -> None:
     rows = [{"prompt": "a", "completions": [" b", " c"], "scores": [1, second]} for second in (2, score)]
     with pytest.raises(InputError, match=f"rows.jsonl:2: {message}"):
@@ -309,6 +310,7 @@ def test_a_score_that_is_no_finite_number_is_named(score: Any, message: str, tmp
             made(tmp_path, [pair])
 
 
+@pytest.mark.fault(12)
 def test_a_score_of_a_table_that_is_not_a_number_is_named(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
@@ -551,6 +553,7 @@ def test_of_a_tree_what_cannot_be_compared_is_counted_and_the_rest_is_read(tmp_p
         assert data.dropped == {"a single answer, no pair": 1, "tied scores": 1}
 
 
+@pytest.mark.fault(10, 12)
 def test_the_first_bad_row_stops_and_skip_bad_counts_them_all(tmp_path: Path) -> None:
     bad = ["{", '{"prompt": NaN}', {"prompt": "a", "chosen": None, "rejected": "b"}, {"prompt": "a", "rejected": "b"}]
     mixed = {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]}
@@ -563,6 +566,7 @@ def test_the_first_bad_row_stops_and_skip_bad_counts_them_all(tmp_path: Path) ->
     assert data.dropped["'chosen' is null"] == data.dropped["'chosen' is missing"] == 1
 
 
+@pytest.mark.fault(38)
 def test_rows_that_the_template_refuses_are_skipped_too(tmp_path: Path) -> None:
     odd = {"messages": [user("a"), {"role": "tool", "content": "x"}, assistant("b")]}
     silent = CHATML.replace(

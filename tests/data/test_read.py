@@ -41,6 +41,7 @@ def write(path: Path, data: bytes) -> Path:
 @pytest.mark.parametrize("name", ["r.jsonl", "r.ndjson", "r.json", "r.jsonl.gz"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("end", [b"", b"\n", b"\n\n  \n"])
+@pytest.mark.fault(11)
 def test_json_lines_are_read_with_and_without_mark_gzip_and_blank_ends(
     name: str, mark: bytes, end: bytes, tmp_path: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_hub_name_names_configuration_and_split(monkeypatch: pytest.MonkeyPatc
     assert [row.where for row in rows("some/set@test")] == ["some/set@test:1", "some/set@test:2"]
 
 
+@pytest.mark.fault(40)
 def test_a_hub_name_that_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
 
@@ -160,6 +162,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.fault(10, 11, 12)
 def test_a_bad_line_is_named_with_its_fault_and_what_to_do(fault: str, tmp_path: Path) -> None:
     data, message = FAULTS[fault]
     path = write(tmp_path / "r.jsonl", data)
@@ -184,12 +187,14 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("fault", ARRAYS)
+@pytest.mark.fault(10, 11)
 def test_a_fault_of_an_array_is_named_by_its_line(fault: str, tmp_path: Path) -> None:
     data, message = ARRAYS[fault]
     with pytest.raises(InputError, match=message):
         rows(write(tmp_path / "r.json", data))
 
 
+@pytest.mark.fault(10)
 def test_rows_after_a_bad_one_are_still_there_for_who_skips_it(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", b"nonsense\n" + lines(*ROWS))
     assert [type(item) for item in read(path)] == [RowError, Row, Row]

@@ -228,6 +228,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.fault(12)
 def test_a_wrong_row_is_named_with_what_it_holds(name: str) -> None:
     change, message = WRONG[name]
     good = {"prompt": "p", "chosen": "a", "rejected": "b"}
@@ -248,6 +249,7 @@ MESSAGES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", MESSAGES)
+@pytest.mark.fault(12)
 def test_a_wrong_message_is_named_by_its_place(name: str) -> None:
     value, message = MESSAGES[name]
     with pytest.raises(RowError, match=message):

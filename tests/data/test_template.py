@@ -99,12 +99,14 @@ def test_a_prompt_to_be_answered_ends_in_no_eos() -> None:
     assert with_own_eos(build()).eos_token_id not in one(with_own_eos(build()), "a fox", kind="prompts").prompt
 
 
+@pytest.mark.fault(38)
 def test_eos_is_trained_where_it_is_also_the_pad_token() -> None:
     tokenizer = build(pad_token="</s>")
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     assert one(tokenizer, "a fox", "the key").trained[0] == [True] * len(one(tokenizer, "a fox", "the key").trained[0])
 
 
+@pytest.mark.fault(38)
 def test_an_eos_that_is_not_read_back_from_text_is_appended_as_its_id() -> None:
     tokenizer = build()
     tokenizer.split_special_tokens = True  # "</s>" in a text is now letters
@@ -113,6 +115,7 @@ def test_an_eos_that_is_not_read_back_from_text_is_appended_as_its_id() -> None:
     assert tokenizer.decode(example.completions[0][:-1]) == "the key"
 
 
+@pytest.mark.fault(38)
 def test_a_tokenizer_without_eos_trains_the_text_alone() -> None:
     example = one(build(eos_token=None), "a fox", " the key")
     assert build().decode(example.completions[0]) == " the key"
@@ -267,11 +270,13 @@ def test_a_generation_prompt_that_the_answer_drops_starts_the_answer_where_they_
 
 
 @pytest.mark.parametrize("record", [(None, TALK), (TALK[:1], TALK[1:2])])
+@pytest.mark.fault(38)
 def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_reason(record: tuple[Any, Any]) -> None:
     with pytest.raises(InputError, match=r"rows.jsonl:1: the chat template rewrites earlier turns: '1.* became '"):
         one(build(COUNTS_TURNS), *record)
 
 
+@pytest.mark.fault(38)
 def test_a_template_without_stop_token_gets_eos_and_it_is_counted() -> None:
     tokenizer = build(NO_STOP)
     encoder = Encoder(tokenizer)
@@ -283,6 +288,7 @@ def test_a_template_without_stop_token_gets_eos_and_it_is_counted() -> None:
     assert sum(encoder.notes.values()) == 1
 
 
+@pytest.mark.fault(38)
 def test_what_the_template_refuses_is_said_with_its_own_words() -> None:
     with pytest.raises(
         InputError, match=r"rows.jsonl:1: the chat template refuses the conversation: roles must alternate"
@@ -312,6 +318,7 @@ def test_a_tool_s_answer_may_be_escaped_by_the_template_and_missing_tools_are_no
     assert list(encoder.notes) == ["conversations whose tools the chat template leaves out"]
 
 
+@pytest.mark.fault(38)
 def test_a_chat_without_a_template_says_how_to_give_one(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"messages": TALK}))

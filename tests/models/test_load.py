@@ -100,6 +100,7 @@ def test_a_directory_that_is_not_there_is_named(source):
     assert f"{source}: no such directory" in said and "owner/name" in said
 
 
+@pytest.mark.fault(40)
 def test_a_hub_name_that_cannot_be_reached_is_named():
     assert message("nobody/nothing-at-all").startswith("nobody/nothing-at-all: ")
 
@@ -162,6 +163,7 @@ def test_a_missing_tokenizer_is_named(directory):
     assert message(directory).startswith(f"{directory}: cannot load a tokenizer: ")
 
 
+@pytest.mark.fault(38)
 def test_a_tokenizer_without_an_end_token_says_where_to_set_it(directory):
     tokenizer(end=None).save_pretrained(directory)
     said = message(directory)

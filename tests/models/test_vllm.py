@@ -232,6 +232,7 @@ def test_every_update_has_a_version_of_its_own(started, folder):
 
 
 @pytest.mark.parametrize("fault", ["dropped", "half", "dies", "keeps its cache"])
+@pytest.mark.fault(29)
 def test_weights_that_did_not_arrive_are_noticed_and_nobody_samples_from_the_old_ones(started, folder, fault):
     started.update(trained(folder))
     started.engine.engine.fault = fault
@@ -244,6 +245,7 @@ def test_weights_that_did_not_arrive_are_noticed_and_nobody_samples_from_the_old
     assert started.sample(PROMPTS, 1, SAMPLING, SEEDS)
 
 
+@pytest.mark.fault(29)
 def test_an_engine_that_was_started_anew_is_noticed(started, folder):
     started.update(trained(folder))
     del started.engine.engine.worker._prefopt_has
@@ -275,6 +277,7 @@ def test_an_engine_sleeps_while_the_policy_trains_and_keeps_its_weights(fake, fo
 
 
 @pytest.mark.parametrize("fault", ["dies once", "loses one"])
+@pytest.mark.fault(28)
 def test_a_fault_that_passes_costs_a_retry(started, folder, fault):
     started.update(trained(folder))
     expected = started.sample(PROMPTS, 2, SAMPLING, SEEDS)
@@ -295,6 +298,7 @@ def test_a_fault_that_passes_costs_a_retry(started, folder, fault):
         ("other tokens", "a log-prob that is not finite"),
     ],
 )
+@pytest.mark.fault(28)
 def test_a_fault_that_stays_ends_in_an_error_after_the_retries(started, folder, fault, said):
     started.update(trained(folder))
     started.engine.engine.fault, started.engine.engine.calls = fault, 0
@@ -530,6 +534,7 @@ def test_a_server_draws_what_an_engine_in_this_process_draws(server, started, fo
 
 
 @pytest.mark.parametrize("fault", ["half of the workers", "keeps its cache"])
+@pytest.mark.fault(29)
 def test_a_server_that_did_not_take_the_weights_is_noticed(server, folder, fault):
     sampler = connected(server)
     server.fault = fault
@@ -540,6 +545,7 @@ def test_a_server_that_did_not_take_the_weights_is_noticed(server, folder, fault
     sampler.close()
 
 
+@pytest.mark.fault(29)
 def test_a_server_that_was_restarted_in_between_is_noticed(server, folder):
     sampler = connected(server)
     sampler.update(trained(folder))
@@ -549,6 +555,7 @@ def test_a_server_that_was_restarted_in_between_is_noticed(server, folder):
     sampler.close()
 
 
+@pytest.mark.fault(28)
 def test_faults_of_a_server_are_retried_and_then_errors(server, folder):
     sampler = connected(server, vllm_timeout=1.0)
     sampler.update(trained(folder))
@@ -577,6 +584,7 @@ def test_a_server_that_was_started_otherwise_is_refused_with_how_to_start_it(ser
         vars(server).update(old)
 
 
+@pytest.mark.fault(28)
 def test_a_server_that_is_down_is_said_with_its_address():
     url = f"http://127.0.0.1:{closed_port()}"
     with pytest.raises(InputError, match=rf"{url}.*vllm serve MODEL"):

@@ -400,6 +400,7 @@ def test_with_one_update_per_rollout_the_ratio_is_exactly_one() -> None:
     assert metrics["ratio"].tolist() == [1.0, 1.0, 1.0] and metrics["clip_fraction/high"].tolist() == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.fault(30)
 def test_weights_for_the_sampler_by_hand() -> None:
     """Trainer over sampler: 1.5, 4 and 0.5 of tokens, 6 and 0.5 of completions; the cap is 2."""
     batch = rollout(2, 1)
@@ -416,6 +417,7 @@ def test_weights_for_the_sampler_by_hand() -> None:
 
 
 @every_method
+@pytest.mark.fault(30)
 def test_a_weight_for_the_sampler_scales_each_tokens_own_gradient(method: Any) -> None:
     """Also where one ratio serves a whole completion."""
     batch, ratio = rollout(2, 1), [1.01, 1.02, 0.99]

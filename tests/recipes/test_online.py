@@ -167,6 +167,7 @@ def test_completions_are_kept_with_their_reward_and_its_parts(model_dir, prompts
     assert config.read_recipe(out / "config.yaml")["reward"] == ["says_answer", "short"]
 
 
+@pytest.mark.fault(18)
 def test_a_task_that_is_never_rewarded_is_reported_as_stalled(model_dir, prompts, tmp_path, capsys):
     result = run(GRPO(), model_dir, prompts, tmp_path / "run", reward=never, stall_window=4, max_steps=5)
     stalled = result.summary["stalled"]
@@ -202,6 +203,7 @@ def test_a_reward_model_and_a_function_of_a_file_are_rewards_too(model_dir, prom
     assert recipe["reward"] == [str(judge), f"{file}:even"]
 
 
+@pytest.mark.fault(17)
 def test_completions_that_cannot_be_scored_stop_the_run_and_say_why(model_dir, prompts, tmp_path):
     def silent(completions, **columns):
         return [None] * len(completions)
@@ -237,6 +239,7 @@ def test_what_cannot_work_is_refused_before_training(objective, options, message
         prefopt.train(objective=objective, model=model_dir, data=prompts, out=tmp_path / "run", **given)
 
 
+@pytest.mark.fault(30)
 def test_a_sampler_that_draws_from_another_distribution_stops_the_run(model_dir, prompts, tmp_path, monkeypatch):
     from prefopt.models.sampler import Local
 

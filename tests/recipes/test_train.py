@@ -423,6 +423,7 @@ def test_missing_data_is_refused_before_anything_is_loaded(model_dir, tmp_path, 
         run(DPO(), model_dir, tmp_path / "nowhere.jsonl", tmp_path / "run")
 
 
+@pytest.mark.fault(40)
 def test_a_failed_upload_keeps_the_files_and_says_how_to_retry(model_dir, pairs, tmp_path, monkeypatch):
     import huggingface_hub
 

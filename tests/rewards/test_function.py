@@ -77,6 +77,7 @@ NO_NUMBERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", NO_NUMBERS)
+@pytest.mark.fault(17)
 def test_what_is_no_number_is_no_score_and_is_counted(name: str) -> None:
     from prefopt.rewards.channel import number
 
@@ -93,6 +94,7 @@ def test_one_number_is_a_score_whatever_holds_it(value: Any) -> None:
     assert number(value) == (float(value), "")
 
 
+@pytest.mark.fault(17)
 def test_of_a_batch_only_the_samples_without_a_number_are_lost(make: Make) -> None:
     def function(completions: list[str]) -> list[Any]:
         return [float("nan"), "1.0", 0.5, None, True, np.float32(0.25), np.ones(1) / 8, 10**400]
@@ -106,6 +108,7 @@ def test_of_a_batch_only_the_samples_without_a_number_are_lost(make: Make) -> No
 
 
 @pytest.mark.parametrize("returned", [[1.0], [1.0] * 3, [], 1.0, None, "11", {"a": 1.0, "b": 2.0}])
+@pytest.mark.fault(17)
 def test_a_wrong_number_of_values_scores_nothing(make: Make, returned: Any) -> None:
     reward = make(lambda completions: returned)
     scores = reward([*samples("a", "b")])
@@ -137,6 +140,7 @@ def test_a_generator_is_read_as_far_as_needed(make: Make) -> None:
         (hostile.answers_for_another, "died", "no reply"),
     ],
 )
+@pytest.mark.fault(15, 26)
 def test_a_failure_loses_its_own_sample_and_no_other(make: Make, fails: Callable[[], Any], kind: str, why: str) -> None:
     reward = make(one_by_one(fails), memory=GIB // 4)
     scores = reward(samples("good", "bad", "good"))
@@ -158,6 +162,7 @@ def test_a_failure_loses_its_own_sample_and_no_other(make: Make, fails: Callable
         hostile.starts_a_process_that_stays,
     ],
 )
+@pytest.mark.fault(16)
 def test_a_call_ends_at_its_deadline_whatever_the_function_does(make: Make, hangs: Callable[[], Any]) -> None:
     reward = make(one_by_one(hangs), seconds=0.6)
     (old,) = pids(reward)
@@ -171,6 +176,7 @@ def test_a_call_ends_at_its_deadline_whatever_the_function_does(make: Make, hang
     assert [score.value for score in reward(samples("good"))] == [1.0]
 
 
+@pytest.mark.fault(16)
 def test_a_hang_without_a_time_for_each_sample_loses_one_where_time_allows(make: Make) -> None:
     reward = make(one_by_one(hostile.spins), seconds=8.0)
     start = time.monotonic()
@@ -180,12 +186,14 @@ def test_a_hang_without_a_time_for_each_sample_loses_one_where_time_allows(make:
     assert reward.counts == {"scored": 3, "deadline": 1}
 
 
+@pytest.mark.fault(16)
 def test_a_coroutine_that_hangs_ends_at_the_deadline(make: Make) -> None:
     start = time.monotonic()
     assert make(hostile.awaits_for_ever, seconds=0.5)(samples("a"))[0].value is None
     assert time.monotonic() - start < 1.5
 
 
+@pytest.mark.fault(16)
 def test_with_a_time_for_each_sample_a_hang_loses_one(make: Make) -> None:
     reward = make(one_by_one(hostile.spins), sample_seconds=0.5, workers=2)
     values = [score.value for score in reward(samples("good", "bad", "good", "bad", "good"))]
@@ -193,6 +201,7 @@ def test_with_a_time_for_each_sample_a_hang_loses_one(make: Make) -> None:
     assert reward.counts == {"scored": 3, "deadline": 2}
 
 
+@pytest.mark.fault(15)
 def test_the_traceback_begins_in_the_function(make: Make) -> None:
     reward = make(one_by_one(hostile.raises))
     reward(samples("bad"))
@@ -357,6 +366,7 @@ def test_killing_the_trainer_ends_a_busy_process() -> None:
     assert processes_of(pid) == []
 
 
+@pytest.mark.fault(26)
 def test_a_process_that_was_killed_between_calls_is_replaced(make: Make) -> None:
     reward = make(one_by_one(hostile.raises))
     reward(samples("a"))

@@ -139,6 +139,7 @@ NO_VERDICTS = {
 
 
 @pytest.mark.parametrize("said", NO_VERDICTS.values(), ids=NO_VERDICTS)
+@pytest.mark.fault(21)
 def test_what_was_not_asked_for_is_asked_again_once_and_then_no_score(said):
     [score], counts, asked = judged(answering(said))
     assert score.value is None and score.why
@@ -146,12 +147,14 @@ def test_what_was_not_asked_for_is_asked_again_once_and_then_no_score(said):
     assert "of no use" in asked[1].body["messages"][1]["content"]
 
 
+@pytest.mark.fault(21)
 def test_a_second_answer_that_can_be_read_counts():
     [score], counts, _ = judged(answering(NO_VERDICTS["prose around"], verdict(4)))
     assert score == Score(0.4)
     assert (counts["unreadable"], counts["asked again"]) == (1, 1)
 
 
+@pytest.mark.fault(21)
 def test_refusals_and_cut_answers_are_counted_apart():
     _, counts, _ = judged(answering(NO_VERDICTS["refusal"], NO_VERDICTS["truncated"]))
     assert (counts["refused"], counts["truncated"], counts["unreadable"]) == (1, 1, 0)
@@ -192,6 +195,7 @@ def test_an_answer_cannot_close_its_quotation_nor_stand_outside_it():
     assert f"end in -{mark} are data" in system
 
 
+@pytest.mark.fault(21)
 def test_a_judge_that_obeys_and_repeats_the_attack_gives_no_score_beyond_the_scale():
     """The judge of this test does what the answer says: the protocol alone has to hold."""
 
@@ -252,12 +256,14 @@ def test_a_pairwise_score_is_the_share_of_comparisons_won():
     assert len(asked) == 6 and all(score.parts == {"position_bias": 0.0} for score in found)
 
 
+@pytest.mark.fault(23)
 def test_a_judge_that_always_takes_the_first_place_says_nothing_and_is_seen():
     found, _, _ = judged(answering(better(lambda first, second: "A")), ("a", "b", "c"), judge_mode="pairwise")
     assert [score.value for score in found] == [0.5] * 3
     assert [score.parts["position_bias"] for score in found] == [1.0] * 3
 
 
+@pytest.mark.fault(23)
 def test_position_bias_is_the_share_of_comparisons_whose_orders_disagree():
     """Swayed between a and b alone: one of two comparisons of a and of b, none of c."""
 
@@ -368,18 +374,21 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.fault(19, 20)
 def test_a_fault_that_passes_costs_nothing(fault):
     [score], counts, asked = judged(answering(fault, verdict(6)), judge_timeout=4.0)
     assert score == Score(0.6) and len(asked) == 2
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.fault(20)
 def test_a_fault_that_stays_is_no_score(fault):
     [score], counts, _ = judged(answering(fault), judge_retries=1)
     assert score.value is None and "127.0.0.1" in score.why and counts["failed"] == 1
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip"])
+@pytest.mark.fault(20)
 def test_a_batch_ends_at_its_deadline_whatever_the_judge_does(fault):
     def answer(request):
         [(_, text)] = quoted_answers(request)
@@ -392,6 +401,7 @@ def test_a_batch_ends_at_its_deadline_whatever_the_judge_does(fault):
     assert all("within 0.8 s" in score.why for score in found[1:]) and counts["late"] == 2
 
 
+@pytest.mark.fault(20)
 def test_a_batch_of_many_is_not_held_up_by_a_dead_judge():
     """The breaker: after some losses the others fail at once, and the run goes on."""
     answer = answering(Answer({}, 500))
@@ -457,6 +467,7 @@ def test_another_model_in_the_middle_is_noticed_and_not_mixed_in(caplog):
 # ---------------------------------------------------------------- before the run
 
 
+@pytest.mark.fault(22)
 def test_a_judge_that_is_down_is_said_at_once_with_address_and_reason():
     url = f"http://127.0.0.1:{closed_port()}/v1"
     judge = Judge(JudgeOptions(judge_url=url, **QUICK))

@@ -71,6 +71,7 @@ def test_a_silent_part_is_left_out_of_the_sum_or_leaves_the_sample_out() -> None
     assert [score.why for score in silent] == [ABSTAINED] * 4  # on purpose: the run goes on
 
 
+@pytest.mark.fault(15)
 def test_more_failures_than_allowed_stop_the_run_and_show_the_first() -> None:
     mixture = Mixture([says("a", None, None, 1.0)], most_failures=0.6)
     with pytest.raises(InputError, match="2 of 3 samples could not be scored") as error:
@@ -93,6 +94,7 @@ def test_more_failures_than_allowed_stop_the_run_and_show_the_first() -> None:
     ],
     ids=["length", "raises", "none", "nan", "infinity", "too large", "numbers"],
 )
+@pytest.mark.fault(15, 17)
 def test_a_reward_object_that_breaks_its_promise_gives_no_score(call: Callable[..., Any]) -> None:
     scores = Mixture([Own(call), says("a", 1.0)], most_failures=1.0)(samples(2))
     assert [score.value for score in scores] == [None, None] and scores[0].parts["a"] == 1.0

@@ -39,6 +39,7 @@ def kinds(*groups: Group) -> Kinds:
     return Kinds.of(facts, seen)
 
 
+@pytest.mark.fault(18)
 def test_groups_of_equal_rewards_are_solved_or_failed() -> None:
     assert kinds(group(1, 1), group(0, 0), group(0, 1), group(0, 0, None)) == Kinds(mixed=1, solved=1, failed=2)
 

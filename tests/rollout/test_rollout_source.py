@@ -179,6 +179,7 @@ def test_metrics_of_a_rollout_come_with_its_first_update() -> None:
     assert "reward" in source.seen
 
 
+@pytest.mark.fault(17)
 def test_what_could_not_be_scored_takes_no_part() -> None:
     source = online(lambda sample: None if sample.columns["at"] % 2 else is_good(sample))
     [batch] = take(source, 1)
@@ -187,6 +188,7 @@ def test_what_could_not_be_scored_takes_no_part() -> None:
     assert 0 < source.seen["unscored"] < 1 and source.seen["unscored"] == sum(missing) / 12
 
 
+@pytest.mark.fault(17)
 def test_rollouts_without_a_score_are_left_out_and_stop_the_run_with_the_reason() -> None:
     said: list[str] = []
     source = online(lambda sample: None, said=said)
@@ -196,6 +198,7 @@ def test_rollouts_without_a_score_are_left_out_and_stop_the_run_with_the_reason(
     assert said[0] == "no completion of rollout 1 has a score, so nothing is learnt from it: it is silent"
 
 
+@pytest.mark.fault(17)
 def test_a_rollout_without_a_score_between_others_is_passed_over() -> None:
     calls: list[Sample] = []
 
@@ -223,6 +226,7 @@ def test_completions_that_were_cut_may_be_kept_ignored_or_punished() -> None:
     assert worth["penalty"].tolist() == [1.0, 1.0, 1.0, 0.0] * 3
 
 
+@pytest.mark.fault(18)
 def test_dynamic_sampling_draws_on_until_every_group_teaches_something() -> None:
     """Prompts with an even number are always solved: those of odd number alone have groups that differ."""
 
@@ -253,6 +257,7 @@ def test_a_round_of_dynamic_sampling_draws_no_more_than_is_missing() -> None:
     assert [len(seeds) for seeds in source.attempts.sampler.asked] == [4, 2, 1, 1]
 
 
+@pytest.mark.fault(18)
 def test_dynamic_sampling_gives_up_after_its_rounds_and_fills_up() -> None:
     source = online(lambda sample: 0.0, dynamic_sampling=True, dynamic_rounds=2)
     [batch] = take(source, 1)
@@ -328,6 +333,7 @@ def test_a_reward_that_gives_the_wrong_number_of_scores_stops_the_run() -> None:
         take(source, 1)
 
 
+@pytest.mark.fault(28)
 def test_a_sampler_that_gives_the_wrong_number_of_completions_stops_the_run() -> None:
     source = online()
     source.attempts.sampler.sample = lambda prompts, n, sampling, seeds: [[]] * len(prompts)

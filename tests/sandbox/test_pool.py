@@ -52,6 +52,7 @@ def test_256_programs_at_once_get_their_own_verdicts(sandbox: Sandbox) -> None:
     assert [verdict.outcome for verdict in verdicts] == [Outcome.PASSED, Outcome.FAILED] * 128
 
 
+@pytest.mark.fault(27)
 def test_runs_leave_no_process_descriptor_or_file(sandbox: Sandbox) -> None:
     sandbox.judge(MIXED * 2)  # both zygotes are there
     before = len(tree(os.getpid())), len(os.listdir("/proc/self/fd")), sorted(os.listdir("/tmp"))
@@ -72,6 +73,7 @@ def test_a_worn_zygote_is_replaced(sandbox: Sandbox) -> None:
     assert len(sandbox.zygotes) <= 2 and not old <= sandbox.zygotes
 
 
+@pytest.mark.fault(27)
 def test_a_killed_zygote_is_replaced_and_its_program_run_again(sandbox: Sandbox) -> None:
     outcomes(sandbox, RIGHT, RIGHT)
     for zygote in sandbox.zygotes:
@@ -79,6 +81,7 @@ def test_a_killed_zygote_is_replaced_and_its_program_run_again(sandbox: Sandbox)
     assert outcomes(sandbox, *[RIGHT] * 4) == [Outcome.PASSED] * 4
 
 
+@pytest.mark.fault(27)
 def test_a_stopped_zygote_is_replaced_and_its_program_run_again(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +164,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize(("level", "processes"), [("standard", 6), ("strict", 10)])
+@pytest.mark.fault(27)
 def test_a_killed_trainer_leaves_no_process(level: str, processes: int) -> None:
     try:
         machine.find(level)
