@@ -21,7 +21,7 @@ LAYERS = (
     {"records", "metrics", "streams"},  # standard library only
     {"batch", "ranks", "sandbox", "endpoint"},
     {"budget", "optimizer", "checkpoint"},
-    {"objectives", "data", "models", "loop", "rewards"},
+    {"objectives", "data", "models", "loop", "rewards", "detectors"},
     {"evaluate", "preflight"},
     {"rollout", "advice"},
     {"bench"},
@@ -118,7 +118,16 @@ HEAVY = {"torch", "transformers", "datasets", "pandas", "pyarrow", "peft", "acce
 
 
 @pytest.mark.parametrize(
-    "module", ["prefopt", "prefopt.data", "prefopt.rewards", "prefopt.config", "prefopt.catalogue", "prefopt.cli"]
+    "module",
+    [
+        "prefopt",
+        "prefopt.data",
+        "prefopt.rewards",
+        "prefopt.detectors",
+        "prefopt.config",
+        "prefopt.catalogue",
+        "prefopt.cli",
+    ],
 )
 def test_importing_it_does_not_import(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
