@@ -69,7 +69,7 @@ FAULTS = {
     26: Fault(
         "the system kills a reward's process", "noticed at once, a new one is started, its samples are scored again"
     ),
-    27: Fault("the sandbox's server dies; runs leave orphans", "started anew; nothing is left after thousands of runs"),
+    27: Fault("the sandbox's server dies; runs leave orphans", "started anew; nothing is left of many runs"),
     28: Fault(
         "the engine that generates dies, times out, or gives too few completions",
         "an error that says so; nothing is learnt from it",

@@ -367,6 +367,23 @@ def test_killing_the_trainer_ends_a_busy_process() -> None:
 
 
 @pytest.mark.fault(26)
+@pytest.mark.parametrize("limits", [{}, {"sample_seconds": 20.0}, {"unit": "group"}], ids=str)
+def test_a_sample_whose_process_is_killed_once_is_scored_again(make: Make, limits: Any, tmp_path: Path) -> None:
+    """Alone in its job too: the system takes whichever process it likes where memory runs out."""
+    mark = tmp_path / "killed"
+
+    def is_killed_once(completions: list[str]) -> list[float]:
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [1.0] * len(completions)
+
+    reward = make(is_killed_once, **limits)
+    assert reward(samples("a")) == [Score(1.0)]
+    assert reward.counts == {"scored": 1}
+
+
+@pytest.mark.fault(26)
 def test_a_process_that_was_killed_between_calls_is_replaced(make: Make) -> None:
     reward = make(one_by_one(hostile.raises))
     reward(samples("a"))
