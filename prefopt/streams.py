@@ -27,7 +27,7 @@ def output() -> IO[str]:
 
 def is_terminal() -> bool:
     """Whether stderr is shown on a terminal, where bars can be drawn."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    return errors().isatty()
 
 
 class Steady:
@@ -55,7 +55,9 @@ class Steady:
                 self.stream.flush()
 
     def isatty(self) -> bool:
-        return self.stream is not None and bool(self.stream.isatty())
+        with contextlib.suppress(OSError, ValueError):
+            return self.stream is not None and bool(self.stream.isatty())
+        return False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
