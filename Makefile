@@ -4,7 +4,7 @@ BIN := .venv/bin
 VENV_STAMP := .venv/.installed
 PARITY_STAMP := .venv-parity/.installed
 
-.PHONY: quickstart quickstart-grpo test kills parity check lint types format bench-dpo bench-offline bench-grpo docs clean
+.PHONY: quickstart quickstart-grpo test kills parity check lint types format bench-dpo bench-offline bench-saving bench-grpo docs clean
 
 quickstart: $(VENV_STAMP)  ## a model from nothing, SFT, then DPO, and what changed
 	$(BIN)/prefopt quickstart
@@ -40,6 +40,9 @@ bench-dpo: $(VENV_STAMP)  ## pairs a second and memory, beside TRL
 
 bench-offline: $(VENV_STAMP)  ## the same for KTO, ORPO, SFT and the reward model
 	$(BIN)/python benchmarks/offline.py kto orpo sft reward --shapes 15M --precisions bfloat16
+
+bench-saving: $(VENV_STAMP)  ## checkpoints beside safetensors, and training while one is written
+	$(BIN)/python benchmarks/saving.py
 
 bench-grpo: $(VENV_STAMP)  ## generation alone beside transformers, and the whole GRPO step beside TRL
 	$(BIN)/python benchmarks/grpo.py
