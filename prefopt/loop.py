@@ -170,10 +170,13 @@ class Place:
     bad: int = 0
     skipped: int = 0
 
-    def skip(self, most: int, learning_rate: float) -> None:
-        """Count an update that was not taken. NotFinite after `most` of them in a row."""
+    def skip(self) -> None:
+        """Count an update that was not taken."""
         self.bad, self.skipped = self.bad + 1, self.skipped + 1
         log.warning("step %d: the gradient is not finite; the update was skipped", self.step)
+
+    def give_up(self, most: int, learning_rate: float) -> None:
+        """NotFinite after `most` skipped updates in a row."""
         if self.bad >= most:
             raise NotFinite(
                 f"{self.bad} gradients in a row were not finite; lower learning_rate (now {learning_rate:g})"
@@ -292,8 +295,9 @@ def train(
         )
         place.step = step + 1
         if metrics is None:
-            place.skip(options.max_bad_steps, now)
+            place.skip()
             tell(step + 1, {"skipped": float(place.skipped)})
+            place.give_up(options.max_bad_steps, now)
             between()
             continue
         place.bad = 0
