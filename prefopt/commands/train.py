@@ -69,6 +69,8 @@ def train_layers(given: argparse.Namespace) -> tuple[str, list[config.Layer]]:
     mapped = [f"map.{word}" for word in given.map]
     typed = config.parse_overrides([*mapped, *overrides])
     flags = config.Layer({option: getattr(given, flag) for flag, option in TRAIN_FLAGS.items() if getattr(given, flag)})
+    if given.resume:  # neither is asked for because it once was, when this run began
+        flags.update(overwrite=False, allow_inexact=False)
     for flag in ("skip_bad", "allow_inexact"):
         if getattr(given, flag):
             flags[flag] = True
