@@ -37,21 +37,27 @@ def clear(out: Path, journal: Any) -> None:
         journal.clear()
 
 
+def _done(out: Path) -> str | None:
+    """A problem in words if a run has ended in `out`."""
+    begun = any((out / CHECKPOINTS).glob("step-*"))
+    if (out / "summary.json").exists() or ((out / "model").exists() and not begun):
+        return f"{out}: already holds a run; choose another out, or overwrite=true"
+    return None
+
+
 def prepare(run: Any, reference_model: str | None, stack: contextlib.ExitStack) -> Path:
     """The run folder, checked to be writable and free and locked until `stack` ends, before any slow work."""
     out = Path(run.out)
     problem = None
     if ranks.is_main():
-        begun = any((out / CHECKPOINTS).glob("step-*"))
-        done = (out / "summary.json").exists() or ((out / "model").exists() and not begun)
-        if done and not run.overwrite:
-            problem = f"{out}: already holds a run; choose another out, or overwrite=true"
-        problem = problem or _overwritten(run.model, out) or _overwritten(reference_model, out)
+        problem = _overwritten(run.model, out) or _overwritten(reference_model, out)
         try:
             out.mkdir(parents=True, exist_ok=True)
             (out / ".writable").touch()
             (out / ".writable").unlink()
             stack.callback(Lock(out).close)
+            # now that it is locked: a run may have ended here a moment ago
+            problem = _done(out) if not run.overwrite and _done(out) else problem
             sweep(out / CHECKPOINTS)
         except InputError as error:
             problem = problem or str(error)
