@@ -116,6 +116,7 @@ def surroundings() -> dict[str, Any]:
         "processes": ranks.world(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # by which kernels are chosen
     }
 
 
