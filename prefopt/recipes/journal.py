@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Any
 
 from prefopt import config, metrics, ranks, streams
+from prefopt.checkpoint.commit import write_synced
 from prefopt.recipes.lines import Lines
-from prefopt.records import text_of
+from prefopt.records import InputError, text_of
 
 log = logging.getLogger("prefopt")
 QUIET_SECONDS = 10.0  # without a terminal, one line in so many seconds
@@ -83,7 +84,7 @@ class Journal:
         self.stack = contextlib.ExitStack()
         self.bar: Any = None
         if ranks.is_main():
-            (out / "config.yaml").write_text(config.to_yaml(settings), encoding="utf-8")
+            _keep_settings(out, settings)
 
     def __enter__(self) -> Journal:
         return self
@@ -192,6 +193,14 @@ class Journal:
         elif evaluation or step == self.steps or time.monotonic() - self.said > QUIET_SECONDS:
             self.said = time.monotonic()
             streams.note(f"step {step}/{self.steps}  {text}")
+
+
+def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Write config.yaml, which --resume reads: whole, or as it was. InputError where the disk does not take it."""
+    try:
+        write_synced(out / "config.yaml", config.to_yaml(settings))
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there ({error.strerror}); make room, or choose another out") from None
 
 
 def completion_line(step: int, row: dict[str, Any]) -> str:

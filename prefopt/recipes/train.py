@@ -407,9 +407,15 @@ def _publish(result: Result, plan: Plan, settings: dict[str, Any], tokenizer: An
     """Summary and model card, from the first process, and the upload if there is to be one."""
     run: RunOptions = settings["run"]
     if ranks.is_main():
-        write_json(result.model_dir.parent / "summary.json", result.summary)
         text = written_text(plan.objective.facts.head, plan.data, tokenizer)
-        write_card(result.model_dir, plan.objective, settings, result.summary, text)
+        try:
+            write_card(result.model_dir, plan.objective, settings, result.summary, text)
+            write_json(result.model_dir.parent / "summary.json", result.summary)  # last: it says that the run is done
+        except OSError as error:
+            raise InputError(
+                f"{result.model_dir.parent}: cannot write there ({error.strerror}); the model is there, its card and "
+                "summary.json are not; make room, and the same command goes on from the newest checkpoint"
+            ) from error
         for name in (CHECKPOINTS, BEST):  # the result is there
             shutil.rmtree(result.model_dir.parent / name, ignore_errors=True)
     ranks.barrier()
