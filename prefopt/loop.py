@@ -16,7 +16,7 @@ from prefopt import ranks
 from prefopt.batch import Batch
 from prefopt.budget import Budget
 from prefopt.optimizer import Updater
-from prefopt.records import InputError
+from prefopt.records import NotFinite
 
 log = logging.getLogger("prefopt")
 
@@ -156,10 +156,6 @@ class Step:
     max_grad_norm: float | None
 
 
-class NotFinite(InputError):
-    """Training has come to numbers that are none, and does not come back from there."""
-
-
 @dataclass
 class Place:
     """Where a run is. step: updates taken, those skipped among them. bad: gradients in a row that were not finite.
@@ -244,8 +240,10 @@ def evaluate(
                 before, items = sums.totals.get(name, (torch.zeros_like(total), 0))
                 sums.totals[name] = (before + total, items + number)
             count += objective.count(batch).double().cpu() * weight
-    everything = ranks.all_sum(count.to(ranks.device()))
-    return {f"eval/{name}": value for name, value in {"loss": sums.mean_loss(everything), **sums.means()}.items()}
+    found = {"loss": sums.mean_loss(ranks.all_sum(count.to(ranks.device()))), **sums.means()}
+    # comparisons of what is no number are all false: a share of 0 that was not measured
+    broken = not math.isfinite(found["loss"])
+    return {f"eval/{name}": math.nan if broken else value for name, value in found.items()}
 
 
 def train(

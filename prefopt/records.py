@@ -17,6 +17,10 @@ class InputError(ValueError):
     """Something the user gave is wrong. The message says what was found, where, and what to do."""
 
 
+class NotFinite(InputError):
+    """A model has come to numbers that are none, and does not come back from there."""
+
+
 @dataclass(frozen=True)
 class Example:
     """One prompt with the completions it owns, as token ids: a row of every offline method.

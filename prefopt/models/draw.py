@@ -19,7 +19,7 @@ LIKELIEST = 1024  # tokens sorted for top-p at first; where they do not reach th
 
 
 class Drawn(NamedTuple):
-    """token [B] int64; logp [B] float32 or wider, nats."""
+    """token [B] int64; logp [B] float32 or wider, nats; NaN where the logits were no numbers."""
 
     token: Tensor
     logp: Tensor
@@ -50,7 +50,7 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Drawn:
     """
     if uniform is None:
         token = logits.argmax(-1)
-        return Drawn(token, torch.zeros(len(token), device=token.device))
+        return Drawn(token, 0.0 * logits.amax(-1).to(torch.promote_types(logits.dtype, torch.float32)))
     p = probabilities(logits, sampling)
     block, total = _pick(_block_sums(p), uniform[:, 0])
     at = block[:, None] * BLOCK + torch.arange(BLOCK, device=p.device)  # [B, BLOCK]
@@ -111,4 +111,6 @@ def _pick(weight: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     total = reached[:, -1]
     # below the total also where the product rounds up to it: an index of weight 0 is never taken
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(reached, target[:, None], right=True)[:, 0], total
+    place = torch.searchsorted(reached, target[:, None], right=True)[:, 0]
+    # where the weights are no numbers it is past the end: on a GPU that would end the process
+    return place.clamp(max=weight.shape[1] - 1), total

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from prefopt.models.draw import Stream
 from prefopt.models.sampling import Completion
+from prefopt.records import NotFinite
 
 CONTEXT = 8  # tokens decoded before the new ones: alone, many tokenizers drop a first token's space
 
@@ -71,6 +73,12 @@ class Writing:
         return self.tokens[-1] if self.tokens else self.asked.prompt[-1]
 
     def add(self, token: int, logp: float, ending: Ending) -> None:
+        """Go on with a token. NotFinite where it was drawn from a distribution of what is no number."""
+        if math.isnan(logp):
+            raise NotFinite(
+                "the model's log-probs are not numbers, so nothing can be drawn from it; lower learning_rate where it "
+                "is in training, or check its weights"
+            )
         self.tokens.append(token)
         self.logp.append(logp)
         self.finished = ending(self.asked.prompt, self.tokens)

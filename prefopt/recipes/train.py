@@ -21,7 +21,7 @@ from prefopt.budget import Budget, memory_advice
 from prefopt.checkpoint import Keeper
 from prefopt.data import DataOptions, Dataset, load, split, template_text
 from prefopt.data.source import Offline, steps_per_epoch
-from prefopt.loop import Listener, LoopOptions, Models, NotFinite, Place, budget_for, evaluate
+from prefopt.loop import Listener, LoopOptions, Models, Place, budget_for, evaluate
 from prefopt.loop import train as run_loop
 from prefopt.metrics import METRICS, find
 from prefopt.models.adapters import LoraOptions, adapt, is_adapted
@@ -39,7 +39,7 @@ from prefopt.recipes.journal import Journal, progress
 from prefopt.recipes.results import Best, save, save_critic, with_a_better_way
 from prefopt.recipes.resume import Earlier, RunState
 from prefopt.recipes.signals import Paused, Signals
-from prefopt.records import Example, InputError, write_json
+from prefopt.records import Example, InputError, NotFinite, write_json
 
 log = logging.getLogger("prefopt")
 
