@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
@@ -178,7 +179,8 @@ def _lost(error: BaseException) -> str:
     calls = [call for call in traceback.extract_tb(error.__traceback__) if own.parent in Path(call.filename).parents]
     places = [f"{call.name} ({Path(call.filename).name}:{call.lineno})" for call in calls if call.filename != __file__]
     who, where = f"process {rank()} of {world()}", f" in {places[-1]}" if places else ""
-    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # without its place in gloo's source, and gloo's advice
+    said = re.sub(r"^\[\S*gloo\S*\] ", "", str(error).strip()).partition(". This is")[0].partition("\n")[0]
     if "timed out" in said.lower() or "timeout" in said.lower():
         return (
             f"{who} waited in vain for the others{where}: one of them hangs, or is busy for longer than "
