@@ -309,7 +309,9 @@ class Sick:
 @pytest.mark.fault(13)
 def test_an_update_that_is_not_finite_is_skipped_and_the_run_goes_on(caplog):
     found = run(Sick(SFT(), (1, 3), []), steps=6, tokens=20, max_bad_steps=2)
-    assert [step for step, _ in found.heard] == [1, 3, 5, 6]
+    assert [(step, metrics.get("skipped"), "loss" in metrics) for step, metrics in found.heard] == [
+        *((1, None, True), (2, 1, False), (3, None, True), (4, 2, False), (5, None, True), (6, None, True)),
+    ]
     assert all(torch.isfinite(x).all() for x in found.weights.values())
     assert caplog.text.count("the gradient is not finite; the update was skipped") == 2
 
