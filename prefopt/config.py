@@ -38,7 +38,11 @@ SECTIONS: dict[str, str] = {
     "lora": "prefopt.models.adapters:LoraOptions",
     "reference": "prefopt.models.reference:ReferenceOptions",
     "checkpoint": "prefopt.checkpoint:CheckpointOptions",
+    "watch": "prefopt.detectors:WatchOptions",
 }
+
+# What objectives on pairs and labels have besides: answers of the start model that are asked again.
+OFFLINE: dict[str, str] = {"probe": "prefopt.recipes.watching:ProbeOptions"}
 
 # What objectives on prompts have besides, which sample their own completions and have them scored.
 ONLINE: dict[str, str] = {
@@ -418,7 +422,8 @@ def sections(objective: str) -> dict[str, str]:
 
 def run_sections(data: str, critic: bool = False) -> dict[str, str]:
     """Section -> "module:Class" of a run, but for the objective's own. data, critic: as the objective's facts say."""
-    return {**SECTIONS, **(ONLINE if data == "prompts" else {}), **(CRITIC if critic else {})}
+    own = ONLINE if data == "prompts" else OFFLINE if data in ("pairs", "labels") else {}
+    return {**SECTIONS, **own, **(CRITIC if critic else {})}
 
 
 def load(section: Section) -> type:

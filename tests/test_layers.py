@@ -26,8 +26,9 @@ LAYERS = (
     {"rollout", "advice"},
     {"bench"},
     {"config"},
+    {"doctor"},
     {"recipes", "catalogue", "terminal"},
-    {"commands"},
+    {"commands", "integrations"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -174,14 +174,10 @@ class Rollouts:
         return None if check is None else lambda: check(self.policy)
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json says of rollouts: held-out reward with intervals, what became of the reward's samples, and
-        the stall if there was one.
-        """
-        stall = self.source.watch.found
+        """What summary.json says of rollouts: held-out reward with intervals, what became of the reward's samples."""
         return {
             "held_out": self.check.summary() if self.check else None,
             "rewards": {name: dict(counts) for name, counts in self.reward.counts.items()},
-            "stalled": stall.summary() if stall else None,
         }
 
     def close(self) -> None:

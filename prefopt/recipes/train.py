@@ -39,6 +39,7 @@ from prefopt.recipes.journal import Journal, progress
 from prefopt.recipes.results import Best, save, save_critic, with_a_better_way
 from prefopt.recipes.resume import Earlier, RunState
 from prefopt.recipes.signals import Paused, Signals
+from prefopt.recipes.watching import Ended, Probe, Watching, fixed, probe_for, run_facts
 from prefopt.records import Example, InputError, NotFinite, write_json
 
 log = logging.getLogger("prefopt")
@@ -169,7 +170,8 @@ def train(*, objective: Any, **options: Any) -> Result:
         journal = stack.enter_context(Journal(out, settings))
         earlier.describe(journal)
         with memory_advice():
-            return _train(objective, settings, rewards, journal, out, earlier)
+            result = _train(objective, settings, rewards, journal, out, earlier)
+    return _fixed(result, objective, options, out, journal) if settings["watch"].on_sick == "fix" else result
 
 
 def _train(
@@ -203,13 +205,27 @@ def _train(
     clock.lap("reference")
     if earlier.checkpoint is None:
         clear(out, journal)
-    best = Best(metric_to_keep(run, objective), out, actor, tokenizer) if run.keep == "best" else None
     peak = _peak(plan.objective, settings["loop"], policy.model)
+    watching, probe = _watched(plan, settings, policy, tokenizer, peak, journal, earlier.checkpoint is not None)
+    best = Best(metric_to_keep(run, objective), out, actor, tokenizer) if run.keep == "best" else None
     if words := _critic_rate(actor, settings["loop"], peak):
         journal.say(words)
     journal.begin(plan.steps)
     following = Following(settings["reference"], reference, policy) if _moves(settings) else None
-    work = Work(plan, settings, Models(actor, reference), budget, peak, rollouts, journal, best, following, clock)
+    work = Work(
+        plan,
+        settings,
+        Models(actor, reference),
+        budget,
+        peak,
+        rollouts,
+        journal,
+        best,
+        following,
+        clock,
+        watching,
+        probe,
+    )
     _updates(work, earlier, out)
     clock.lap("training")
     model_dir = best.result() if best else save(actor, tokenizer, out / "model")
@@ -221,6 +237,7 @@ def _train(
         "model": str(model_dir),
         **_numbers(journal, best, plan),
         **(rollouts.summary() if rollouts else {}),
+        **(watching.summary() if watching else {"findings": None, "stalled": None}),
         "learning_rate": peak,
         "reference": how,
         "layout": policy.layout,
@@ -230,6 +247,13 @@ def _train(
     }
     _publish(Result(model_dir, summary), plan, settings, tokenizer)
     return Result(model_dir, summary)
+
+
+def _fixed(result: Result, objective: Any, options: dict[str, Any], out: Path, journal: Journal) -> Result:
+    """The run that mends a sick one, in a folder in its own; this one's result where it is not, or no option can."""
+    for made, changed in fixed(objective, options, out, result.summary["findings"], journal):
+        result = train(objective=made, **changed)
+    return result
 
 
 def is_online(objective: Any) -> bool:
@@ -302,10 +326,12 @@ class Work:
     best: Best | None
     following: Following | None
     clock: Clock
+    watching: Watching | None
+    probe: Probe | None
 
     @property
     def listeners(self) -> list[Listener]:
-        return [one.listen for one in (self.journal, self.best, self.following) if one is not None]
+        return [one.listen for one in (self.journal, self.best, self.following, self.watching) if one is not None]
 
     def evaluation(self) -> Callable[[], dict[str, float]] | None:
         """Measures what is held out; None where nothing is."""
@@ -315,7 +341,8 @@ class Work:
         if held_out is None:
             return None
         size, least = self.settings["loop"].batch_size, objective.facts.least
-        return lambda: evaluate(self.models, objective, _held_out(held_out, size, least), self.budget)
+        probe = self.probe or dict
+        return lambda: evaluate(self.models, objective, _held_out(held_out, size, least), self.budget) | probe()
 
     def state(self, updater: Updater, source: Any, place: Place, earlier: Earlier) -> RunState:
         """Everything of it that changes."""
@@ -332,6 +359,8 @@ class Work:
             "rewards": rollouts.reward if rollouts else None,
             "clock": self.clock,
             "earlier": earlier,
+            "watching": self.watching,
+            "probe": self.probe,
         }
         return RunState(updater, parts)
 
@@ -349,27 +378,14 @@ def _updates(work: Work, earlier: Earlier, out: Path) -> None:
         out / CHECKPOINTS,
         work.settings["checkpoint"],
         state.take,
-        files=journal.files,
+        files=[*journal.files, *([work.watching.lines.path] if work.watching else [])],
         say=journal.say,
         committed=work.best.forget if work.best else lambda kept: None,
         whole=earlier.checkpoint.step if earlier.checkpoint else None,
     )
     try:
         with Signals(journal.say) as signals, keeper:
-            run_loop(
-                work.models,
-                plan.objective,
-                source,
-                updater,
-                loop,
-                peak=work.peak,
-                steps=plan.steps,
-                budget=work.budget,
-                evaluation=work.evaluation(),
-                listeners=work.listeners,
-                place=place,
-                between=lambda: _between(place, keeper, signals, updater, earlier, work),
-            )
+            _loop(work, source, updater, place, lambda: _between(place, keeper, signals, updater, earlier, work))
     except NotFinite as error:
         raise InputError(f"{error}.{_advice(keeper, changed=True)}") from None
     if place.step and place.skipped == place.step:
@@ -377,6 +393,57 @@ def _updates(work: Work, earlier: Earlier, out: Path) -> None:
             f"none of {place.step} updates could be taken: no gradient was finite; lower learning_rate, or look at the "
             "rows and the model"
         )
+
+
+def _loop(work: Work, source: Any, updater: Updater, place: Place, between: Callable[[], None]) -> None:
+    """The updates from `place` on, until they are over or, where that is asked for, the run is found to be sick."""
+
+    def after() -> None:
+        between()
+        if work.watching is not None and work.watching.sick() is not None:
+            raise Ended
+
+    evaluation = work.evaluation()
+    try:
+        run_loop(
+            work.models,
+            work.plan.objective,
+            source,
+            updater,
+            work.settings["loop"],
+            peak=work.peak,
+            steps=work.plan.steps,
+            budget=work.budget,
+            evaluation=evaluation,
+            listeners=work.listeners,
+            place=place,
+            between=after,
+        )
+    except Ended:
+        assert work.watching is not None
+        work.watching.end(place.step)
+        if evaluation is not None and work.watching.evaluated != place.step:
+            metrics = evaluation()
+            for listen in work.listeners:
+                listen(place.step, metrics)
+
+
+def _watched(
+    plan: Plan, settings: dict[str, Any], policy: Policy, tokenizer: Any, peak: float, journal: Journal, resumes: bool
+) -> tuple[Watching | None, Probe | None]:
+    """The watch of a run and its probe, which the start model answers now; None where there is none."""
+    if settings["watch"].watch == "off":
+        return None, None
+    out, seed = Path(settings["run"].out), settings["run"].seed
+    watching = Watching(
+        settings["watch"], run_facts(plan.objective, settings, peak, plan.steps, len(plan.data)), out, journal
+    )
+    probe = probe_for(policy, settings, plan.held_out)
+    if not resumes:
+        watching.clear()
+        if probe is not None and plan.held_out is not None:
+            journal.say(probe.start(plan.held_out, tokenizer, settings, seed))
+    return watching, probe
 
 
 def _between(place: Place, keeper: Keeper, signals: Signals, updater: Updater, earlier: Earlier, work: Work) -> None:

@@ -43,6 +43,7 @@ class Group:
             [dict(score.parts) for score in self.scores],
             [len(completion.tokens) for completion in self.completions],
             [completion.finished for completion in self.completions],
+            [repeated(completion.tokens) for completion in self.completions],
             next((score.why for score in self.scores if score.value is None), ""),
         )
 
@@ -51,7 +52,8 @@ class GroupFacts(NamedTuple):
     """What every process learns of a group, one entry for each completion.
 
     task: reward of the task alone. values: the reward as given; None where there is none. rewards: what is learnt
-    from. parts: of the reward, by name. lengths: tokens. why: the first reason of a score that is missing.
+    from. parts: of the reward, by name. lengths: tokens. repeated: as the function has it. why: the first reason of a
+    score that is missing.
     """
 
     number: int
@@ -62,6 +64,7 @@ class GroupFacts(NamedTuple):
     parts: list[Mapping[str, float | None]]
     lengths: list[int]
     finished: list[bool]
+    repeated: list[float]
     why: str
 
     @property
@@ -72,6 +75,12 @@ class GroupFacts(NamedTuple):
 
 def differ(values: Sequence[float]) -> bool:
     return len(values) > 1 and max(values) - min(values) > EQUAL
+
+
+def repeated(tokens: Sequence[int], run: int = 4) -> float:
+    """Share of the runs of so many tokens that stand in the completion before; 0 where there is no such run."""
+    runs = [tuple(tokens[at : at + run]) for at in range(len(tokens) - run + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def task_reward(score: Score) -> float | None:
@@ -152,13 +161,24 @@ def reward_metrics(groups: Sequence[GroupFacts]) -> dict[str, float]:
     return found
 
 
+def task_metrics(groups: Sequence[GroupFacts], solved: Sequence[Sequence[bool]]) -> dict[str, float]:
+    """Reward and successes of the task alone. solved: of each group, of its completions that have a task reward."""
+    known = [value for group in groups for value in group.known]
+    if not known:
+        return {}
+    share = sum(map(sum, solved)) / len(known)
+    return {"task_reward": statistics.fmean(known), "success": share, "judged": float(len(known))}
+
+
 def shape_metrics(groups: Sequence[GroupFacts]) -> dict[str, float]:
-    """How long completions are, and how many end by themselves."""
+    """How long completions are, how many end by themselves, and how much they repeat."""
     lengths = [length for group in groups for length in group.lengths]
     finished = [flag for group in groups for flag in group.finished]
     if not lengths:
         return {}
-    return {"completion_length": statistics.fmean(lengths), "finished": statistics.fmean(finished)}
+    repetition = statistics.fmean(share for group in groups for share in group.repeated)
+    means = {"completion_length": statistics.fmean(lengths), "finished": statistics.fmean(finished)}
+    return {**means, "repetition": repetition}
 
 
 def group_metrics(kinds: Kinds, trained: int) -> dict[str, float]:

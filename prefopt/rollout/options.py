@@ -50,7 +50,7 @@ class RolloutOptions:
     easier_share: float = 0.5
     # completions of each held-out prompt, at the temperature of training: more narrow the interval
     eval_completions: int = 4
-    # rollouts over which a stall is judged: none of their groups, or nearly none, was ever rewarded
+    # rollouts over which the watch judges a stall: none of their groups, or nearly none, was ever rewarded
     stall_window: int = 20
     # rollouts in a row without a single score before the run stops; none of them is trained on
     max_unscored: int = 3

@@ -26,10 +26,10 @@ from prefopt.rollout.groups import (
     most_useful,
     reward_metrics,
     shape_metrics,
+    task_metrics,
 )
 from prefopt.rollout.options import RolloutOptions
 from prefopt.rollout.prompts import Draw, Stream
-from prefopt.rollout.stall import Seen, Watch
 
 log = logging.getLogger("prefopt")
 T = TypeVar("T")
@@ -84,7 +84,7 @@ class Online:
     batch_size: prompts of an update over all processes, of which rank r takes every `world`-th from its r-th on. steps:
     updates of the run, for rewards that ask how far it is.
     seen: metrics of how the last batch came about; those of a rollout are told with its first update.
-    tell: told of every rollout's groups. say: lines for the log. watch.found: the latest stall.
+    tell: told of every rollout's groups. say: lines for the log.
     InputError where a batch has fewer prompts than there are processes.
     """
 
@@ -110,10 +110,7 @@ class Online:
         self.steps_per_epoch = len(stream.prompts) / stream.main_share * options.rollout_passes / batch_size
         self.seen: dict[str, float] = {}
         self.updates, self.rollouts, self.unscored = 0, 0, 0
-        self.range, self.watch = (
-            Range(),
-            Watch(options.stall_window, "groups" if options.num_completions > 1 else "rollouts"),
-        )
+        self.range = Range()
         self.ready: Rollout | None = None
         self.buffer: Buffer | None = None
 
@@ -162,7 +159,6 @@ class Online:
         return {
             "stream": self.stream.state_dict(),
             "range": self.range.state_dict(),
-            "watch": self.watch.state_dict(),
             "updates": self.updates,
             "rollouts": self.rollouts,
             "unscored": self.unscored,
@@ -172,7 +168,6 @@ class Online:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.stream.load_state_dict(state["stream"])
         self.range.load_state_dict(state["range"])
-        self.watch.load_state_dict(state["watch"])
         self.updates, self.rollouts, self.unscored = state["updates"], state["rollouts"], state["unscored"]
         self.buffer = Buffer.of(state["buffer"], self.objective) if state["buffer"] is not None else None
         self.ready = None
@@ -234,24 +229,17 @@ class Online:
         return groups, [group for share in self._shares(chosen) for group in share]
 
     def _measured(self, facts: Sequence[GroupFacts], trained: int) -> dict[str, float]:
-        """Metrics of the groups of all processes; the curriculum and the watch for a stall learn of them too."""
+        """Metrics of the groups of all processes; the curriculum learns of them too."""
         self.range.see(value for fact in facts for value in fact.known)
         solved = [[self.range.solved(value) for value in fact.known] for fact in facts]
         measured = zip(facts, solved, strict=True)
         self.stream.learn((fact.number, sum(own) / len(own)) for fact, own in measured if own and not fact.easier)
-        alone = self.options.num_completions == 1
-        kinds, known = Kinds.of(facts, self.range), [value for fact in facts for value in fact.known]
-        if known:
-            successes, level = sum(map(sum, solved)), sum(known) / len(known)
-            # completions that have no others beside them are compared over the rollout, which is their group
-            counted = (1, int(not successes)) if alone else (sum(kinds), kinds.failed)
-            line = self.watch.see(Seen(self.updates + 1, *counted, len(known), successes, level))
-            if line is not None:
-                self.say(line)
+        kinds = Kinds.of(facts, self.range)
         seconds = {f"seconds/{name}": spent for name, spent in self.attempts.seconds.items()}
         said = {f"reward/{name}": value for name, value in self.attempts.logged().items()}
-        grouped = {} if alone else group_metrics(kinds, trained)
-        return {**reward_metrics(facts), **said, **grouped, **shape_metrics(facts), **seconds}
+        grouped = {} if self.options.num_completions == 1 else group_metrics(kinds, trained)
+        task = task_metrics(facts, solved)
+        return {**reward_metrics(facts), **task, **said, **grouped, **shape_metrics(facts), **seconds}
 
     def _without_scores(self, rollout: Rollout) -> bool:
         """Whether nothing in a rollout has a score; said, and an InputError after some in a row."""

@@ -132,6 +132,7 @@ def drawn(right: int, members: int) -> GroupFacts:
         parts=[{} for _ in rewards],
         lengths=[1] * members,
         finished=[True] * members,
+        repeated=[0.0] * members,
         why="",
     )
 

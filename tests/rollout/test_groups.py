@@ -93,7 +93,7 @@ def test_metrics_leave_out_what_was_not_scored() -> None:
 
 def test_lengths_and_shares() -> None:
     facts = [group(1, 0).facts(), group(0, 0, finished=False).facts()]
-    assert shape_metrics(facts) == {"completion_length": 1.5, "finished": 0.5}
+    assert shape_metrics(facts) == {"completion_length": 1.5, "finished": 0.5, "repetition": 0.0}
     assert group_metrics(Kinds(1, 0, 3), 1) == {
         "effective_groups": 1.0,
         "zero_variance/solved": 0.0,

@@ -18,6 +18,7 @@ from prefopt.loop import Models
 from prefopt.models.sampling import Completion, Sampling
 from prefopt.records import InputError, Sample, Score
 from prefopt.rollout.attempts import Attempts
+from prefopt.rollout.groups import repeated
 from prefopt.rollout.options import RolloutOptions
 from prefopt.rollout.prompts import Prompt, Stream
 from prefopt.rollout.source import Online
@@ -265,12 +266,18 @@ def test_dynamic_sampling_gives_up_after_its_rounds_and_fills_up() -> None:
     assert source.seen["effective_groups"] == 0 and source.seen["zero_variance/failed"] == 1
 
 
-def test_a_stall_is_said_and_kept() -> None:
-    said: list[str] = []
-    source = online(lambda sample: 0.0, stall_window=4, said=said)
-    take(source, 6)
-    assert len(said) == 1 and said[0].startswith("step 4: learning has stalled")
-    assert source.watch.found is not None and source.watch.found.since == 1
+def test_the_task_is_measured_so_that_a_stall_can_be_seen() -> None:
+    source = online(lambda sample: float(sample.columns["at"] < 3), batch_size=12)
+    take(source, 1)
+    seen = {name: source.seen[name] for name in ("task_reward", "success", "zero_variance/failed")}
+    assert seen == {"task_reward": 0.25, "success": 0.25, "zero_variance/failed": 0.75}
+    assert source.seen["judged"] == 12 * source.options.num_completions
+
+
+def test_repetition_is_the_share_of_runs_of_four_that_came_before() -> None:
+    # runs: abab baba abab baba ab.. : of 5 runs of "abababab" 2 are new
+    assert repeated([1, 2] * 4) == pytest.approx(3 / 5)
+    assert repeated([1, 2, 3, 4, 5]) == 0 and repeated([1, 1, 1]) == 0
 
 
 class Polite:
@@ -299,7 +306,7 @@ def test_a_bonus_beside_the_task_does_not_hide_a_stall() -> None:
     source.attempts.reward = Polite()
     take(source, 6)
     assert source.seen["reward"] > 0.7
-    assert source.watch.found is not None and source.watch.found.failed == 1
+    assert source.seen["task_reward"] == source.seen["success"] == 0 and source.seen["zero_variance/failed"] == 1
 
 
 def test_a_reward_that_asks_is_told_before_every_rollout_how_far_the_run_is() -> None:

@@ -6,12 +6,25 @@ import pytest
 from test_rollout_source import PROMPTS, WORD, Counting, Dice, Says, online, take
 
 from prefopt.budget import Budget
+from prefopt.detectors import Run, Watch
+from prefopt.detectors.sparse_reward import SparseReward
+from prefopt.loop import Models
 from prefopt.rollout.attempts import Attempts
 from prefopt.rollout.options import RolloutOptions
 from prefopt.rollout.prompts import Stream
 from prefopt.rollout.source import Online
 
 GROUPED = {"effective_groups", "zero_variance/solved", "zero_variance/failed"}
+
+
+def watched(source, updates):
+    """A watch that was told of so many updates."""
+    watch = Watch(Run(options={"stall_window": 3}), [SparseReward()])
+    batches = source.batches(Models(policy=None))
+    for step in range(1, updates + 1):
+        next(batches)
+        watch.listen(step, source.seen)
+    return watch
 
 
 def test_groups_of_one_have_no_variance_to_be_zero():
@@ -23,17 +36,14 @@ def test_groups_of_one_have_no_variance_to_be_zero():
 
 def test_a_rare_success_is_no_stall():
     """One prompt of twelve is solved, so that 11 of 12 groups of one fail, and every rollout of all holds a success."""
-    source = online(lambda s: float(s.columns["at"] == 0), batch_size=12, num_completions=1, stall_window=3)
-    take(source, 5)
-    assert source.watch.found is None
+    source = online(lambda s: float(s.columns["at"] == 0), batch_size=12, num_completions=1)
+    assert watched(source, 5).find("sparse_reward") is None
 
 
 def test_no_success_at_all_is_a_stall():
-    said: list[str] = []
-    source = online(lambda s: 0.0, num_completions=1, stall_window=3, said=said)
-    take(source, 4)
-    assert len(said) == 1 and "in 100% of the rollouts no completion was rewarded" in said[0]
-    assert source.watch.found is not None and source.watch.found.failed == 1.0
+    found = watched(online(lambda s: 0.0, num_completions=1), 4).find("sparse_reward")
+    assert found is not None and found.value == 1.0 and found.since == 1
+    assert "in 100% of the rollouts no completion was rewarded" in found.reason
 
 
 def test_there_is_nothing_to_search_for_among_groups_of_one():

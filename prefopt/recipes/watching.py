@@ -1,0 +1,302 @@
+"""The watch of a run: what the detectors see beside its metrics, where findings go, and what is done about them."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefopt import config, detectors, ranks
+from prefopt.batch import Batch
+from prefopt.data import Dataset
+from prefopt.detectors import Finding, Run, WatchOptions
+from prefopt.doctor.mend import mended
+from prefopt.evaluate.scoring import sampled, score
+from prefopt.models.policy import text_config
+from prefopt.models.sampler import Local
+from prefopt.models.sampling import Completion, Sampling
+from prefopt.recipes.journal import Journal
+from prefopt.recipes.lines import Lines
+from prefopt.records import Example, InputError
+from prefopt.rewards import RewardOptions
+from prefopt.rewards import build as build_reward
+from prefopt.rollout.prompts import Prompt
+from prefopt.rollout.text import Text, end_tokens
+
+FINDINGS = "findings.jsonl"
+FIXED = "fixed"  # folder of the run that mends one, in its own
+PROBED, COMPARED = 64, 200  # prompts of a probe, without a reward and with one
+ATTEMPTS = 4  # answers to each prompt that a pair is taken from
+
+
+class Ended(Exception):
+    """The run is found to be sick and ends here, with its weights as they are."""
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """The start model's own answers to held-out prompts, by which drift and hollow margins are seen."""
+
+    # held-out prompts that the start model answers once before training; every evaluation asks how likely the answers
+    # still are. 0: none; None: 64, or 200 with probe_reward. More narrow the interval of the accuracy
+    probe: int | None = None
+    # longest of these answers, in tokens
+    probe_tokens: int = 64
+    # what the start model's answers are compared by, two to a prompt: a reward as `reward` of online training takes it,
+    # such as math, file.py:function or a reward model's directory. Tells a hollow margin from pairs that are easy
+    probe_reward: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.probe is not None and self.probe < 0:
+            raise ValueError(f"probe must be at least 0, got {self.probe}")
+        if self.probe_tokens < 1:
+            raise ValueError(f"probe_tokens must be at least 1, got {self.probe_tokens}")
+        if self.probe_reward is not None and self.probe == 0:
+            raise ValueError("probe_reward compares answers of the probe, and probe is 0; leave one of them out")
+
+    @property
+    def prompts(self) -> int:
+        if self.probe is not None:
+            return self.probe
+        return PROBED if self.probe_reward is None else COMPARED
+
+
+# ---------------------------------------------------------------- the watch
+
+
+class Watching:
+    """A listener: metrics go to the detectors, findings to findings.jsonl and, but for notes, to the log.
+
+    The same on all processes, as their metrics are; the first writes and speaks.
+    """
+
+    def __init__(self, options: WatchOptions, run: Run, out: Path, journal: Journal) -> None:
+        self.options, self.journal = options, journal
+        self.lines = Lines(out / FINDINGS)
+        self.watch = detectors.Watch(run, detectors.every(), self._tell)
+        self.evaluated, self.ended = -1, 0
+
+    def listen(self, step: int, metrics: Mapping[str, float]) -> None:
+        if any(name.startswith("eval/") for name in metrics):
+            self.evaluated = step
+        self.watch.listen(step, metrics)
+
+    def sick(self) -> Finding | None:
+        """What ends the run, where sick runs are to end."""
+        return None if self.options.on_sick == "warn" else self.watch.sick()
+
+    def end(self, step: int) -> None:
+        """The run ends here, after `step` updates, because it is sick."""
+        self.ended = step
+        self.journal.say(f"on_sick={self.options.on_sick}: the run ends after update {step}")
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says: every finding, the stall in a form of its own, and where the run ended, if it did."""
+        stall = stalled(self.watch.find("sparse_reward"))
+        return {"findings": self.watch.summary(), "stalled": stall, "ended_at": self.ended or None}
+
+    def clear(self) -> None:
+        """Begin the file anew."""
+        if ranks.is_main():
+            self.lines.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        lines = self.lines.state_dict() if ranks.is_main() else None
+        return {"watch": self.watch.state_dict(), "lines": lines, "evaluated": self.evaluated}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.watch.load_state_dict(state["watch"])
+        self.evaluated = state["evaluated"]
+        if ranks.is_main():
+            self.lines.load_state_dict(state["lines"])
+
+    def _tell(self, finding: Finding) -> None:
+        if ranks.is_main():
+            self.lines.append(finding.summary())
+        if finding.level != "info":
+            over = f"step {finding.recovered}: over: {finding.reason}"
+            self.journal.say(finding.words() if finding.lasts else over)
+
+
+def run_facts(objective: Any, settings: Mapping[str, Any], peak: float, steps: int, rows: int) -> Run:
+    """What detectors may know of a run."""
+    options = config.flat({**settings, "objective": objective})
+    plain = {name: value for name, value in options.items() if isinstance(value, (bool, int, float, str))}
+    return Run(objective.facts.name, {**plain, "learning_rate": peak}, steps, rows)
+
+
+def stalled(finding: Finding | None) -> dict[str, Any] | None:
+    """A stall: since and recovered are updates, failed the share of groups without a success."""
+    if finding is None:
+        return None
+    places = {"since": finding.since, "step": finding.last, "failed": finding.value, "recovered": finding.recovered}
+    return {**places, **finding.evidence, "advice": f"{finding.reason}. {finding.remedy}"}
+
+
+def fixed(
+    objective: Any, options: Mapping[str, Any], out: Path, found: Sequence[Mapping[str, Any]], journal: Journal
+) -> list[tuple[Any, dict[str, Any]]]:
+    """The runs, (objective, options), that mend one, as the recipes of `prefopt doctor --apply` would.
+
+    options: as the run was given them, objects among them. found: findings as summary.json has them. Empty, with a line
+    for the log, where the run is not sick, or no option alone mends it.
+    """
+    findings = [Finding(**one) for one in found]
+    if not any(finding.lasts and finding.level == "sick" for finding in findings):
+        return []
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    own = {**config.flat({"objective": objective}), **plain, "out": str(out / FIXED)}
+    try:
+        recipes = mended(objective.facts.name, own, findings, {"out": str(out / FIXED), "on_sick": "warn"})
+    except InputError as error:
+        journal.say(f"on_sick=fix: {error}")
+        return []
+    journal.say(f"on_sick=fix: training anew in {out / FIXED}")
+    return [_made(recipe) for recipe in recipes]
+
+
+def _made(recipe: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A recipe's objective, and its other options."""
+    section = {"objective": config.sections(recipe["objective"])["objective"]}
+    fields = {row.key for row in config.describe(section)}
+    own = {name: value for name, value in recipe.items() if name in fields}
+    others = {name: value for name, value in recipe.items() if name not in fields and name != "objective"}
+    return config.resolve(section, own)["objective"], others
+
+
+# ---------------------------------------------------------------- the probe
+
+
+class Probe:
+    """Answers of the start model to held-out prompts, and how likely they are at each evaluation.
+
+    examples: one answer to each prompt. pairs: a better and a worse one, of those that a reward tells apart; base: log-
+    prob of each of their completions under the start model, nats. finished: share of the answers that ended.
+    """
+
+    def __init__(self, policy: Any, options: ProbeOptions) -> None:
+        self.policy, self.options = policy, options
+        self.examples: list[Example] = []
+        self.pairs: list[Example] = []
+        self.base: list[float] = []
+        self.finished: float | None = None
+
+    def start(self, held_out: Dataset, tokenizer: Any, settings: Mapping[str, Any], seed: int) -> str:
+        """Sample, from the weights as they are now; what was done, in words."""
+        prompts = _prompts(held_out, self.options.prompts, getattr(self.policy, "inner", None))
+        number = ATTEMPTS if self.options.probe_reward else 1
+        drawn = ranks.from_main(self._sampled(prompts, number, tokenizer, seed) if ranks.is_main() else [])
+        if not prompts:
+            return "probe: no held-out prompt leaves room for an answer, so drift is not measured"
+        self.examples = sampled([list(p.tokens) for p in prompts], [[own[0].tokens] for own in drawn])
+        self.finished = sum(own[0].finished for own in drawn) / len(drawn)
+        words = f"probe: {len(prompts)} answers of the start model, {self.finished:.0%} ended by themselves"
+        if self.options.probe_reward is None:
+            return words
+        self.pairs = ranks.from_main(self._compared(prompts, drawn, tokenizer, settings) if ranks.is_main() else [])
+        self.base = score(self.policy, self.pairs).logp.tolist()
+        return f"{words}; {len(self.pairs)} pairs that {self.options.probe_reward} tells apart"
+
+    def __call__(self) -> dict[str, float]:
+        """Metrics of the policy as it is now, named eval/...."""
+        found: dict[str, float] = {}
+        if self.examples:
+            now = score(self.policy, self.examples)
+            found["eval/probe_nll"] = -float(now.logp.sum()) / int(now.tokens.sum())
+        if self.finished is not None:
+            found["eval/probe_finished"] = self.finished
+        if self.pairs:
+            ratio = score(self.policy, self.pairs).logp - torch.tensor(self.base, dtype=torch.float64)  # [N]
+            better, worse = Batch.of(self.pairs).pairs(ratio)  # [G], [G]
+            right = (better > worse).double() + (better == worse).double() / 2
+            found |= {"eval/probe_accuracy": float(right.mean()), "eval/probe_pairs": float(len(self.pairs))}
+        return found
+
+    def _sampled(self, prompts: Sequence[Prompt], n: int, tokenizer: Any, seed: int) -> list[list[Completion]]:
+        local = Local(self.policy.model, end_tokens(self.policy.inner, tokenizer), tokenizer)
+        seeds = random.Random(f"{seed}/probe")
+        sampling = Sampling(max_tokens=self.options.probe_tokens)
+        return local.sample([p.tokens for p in prompts], n, sampling, [seeds.getrandbits(64) for _ in prompts])
+
+    def _compared(
+        self,
+        prompts: Sequence[Prompt],
+        drawn: Sequence[Sequence[Completion]],
+        tokenizer: Any,
+        settings: Mapping[str, Any],
+    ) -> list[Example]:
+        """For each prompt the best and the worst answer by the reward, where they differ."""
+        reward = _reward(str(self.options.probe_reward), settings)
+        try:
+            text = Text(tokenizer)
+            made = [text.samples(p, own, at) for at, (p, own) in enumerate(zip(prompts, drawn, strict=True))]
+            scores = reward([sample for own in made for sample in own])
+        finally:
+            reward.close()
+        pairs = []
+        for at, (prompt, own) in enumerate(zip(prompts, drawn, strict=True)):
+            values = [one.value for one in scores[at * len(own) : (at + 1) * len(own)]]
+            known = [(value, place) for place, value in enumerate(values) if value is not None]
+            if known and max(known)[0] > min(known)[0]:
+                both = [own[max(known)[1]].tokens, own[min(known)[1]].tokens]
+                pairs.append(Example(list(prompt.tokens), both, [1.0, 0.0], [[True] * len(one) for one in both]))
+        return pairs
+
+    def state_dict(self) -> dict[str, Any]:
+        examples = [vars(example) for example in self.examples]
+        return {
+            "examples": examples,
+            "pairs": [vars(pair) for pair in self.pairs],
+            "base": list(self.base),
+            "finished": self.finished,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.examples = [Example(**one) for one in state["examples"]]
+        self.pairs = [Example(**one) for one in state["pairs"]]
+        self.base, self.finished = list(state["base"]), state["finished"]
+
+
+def probe_for(policy: Any, settings: Mapping[str, Any], held_out: Dataset | None) -> Probe | None:
+    """The probe of a run, not yet sampled; None where there is none. InputError where one is asked for in vain."""
+    options: ProbeOptions | None = settings.get("probe")
+    if options is None or settings["watch"].watch == "off":
+        return None
+    reason = "there are no held-out prompts" if held_out is None else ""
+    reason = reason or ("weights that are shared by processes cannot write" if settings["model"].shard else "")
+    if reason and (options.probe or options.probe_reward):
+        raise InputError(f"probe: {reason}; leave out the options that begin with probe")
+    return None if reason or not options.prompts else Probe(policy, options)
+
+
+def _prompts(held_out: Dataset, most: int, model: Any) -> list[Prompt]:
+    """The first different prompts that leave room for an answer."""
+    limit = getattr(text_config(model), "max_position_embeddings", None) if model is not None else None
+    found: dict[tuple[int, ...], Prompt] = {}
+    for example, row in zip(held_out.examples, held_out.rows, strict=True):
+        if len(example.prompt) < (limit or math.inf) and len(found) < most:
+            found.setdefault(tuple(example.prompt), Prompt(example.prompt, row.prompt or "", row.extra, example.where))
+    return list(found.values())
+
+
+def _reward(name: str, settings: Mapping[str, Any]) -> Any:
+    """The reward that answers are compared by. InputError for a judge: a run on pairs has no option for its address."""
+    if name == "judge":
+        raise InputError(
+            "probe_reward: a judge needs options that a run on pairs does not have; give a function of yours that asks "
+            "it, as file.py:function"
+        )
+    factories = {name: partial(_reward_model, name, settings)} if Path(name).is_dir() else {}
+    return build_reward(RewardOptions(), [name], factories)
+
+
+def _reward_model(folder: str, settings: Mapping[str, Any]) -> Any:
+    from prefopt.rollout.reward_model import RewardModelReward
+
+    return RewardModelReward(folder, settings["model"])

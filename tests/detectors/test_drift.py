@@ -1,0 +1,56 @@
+"""Drift is the rise of the start model's own answers' nll over its first value; small betas on few rows are a note."""
+
+from __future__ import annotations
+
+import pytest
+from streams import found, watched
+
+from prefopt.detectors import Run
+from prefopt.detectors.drift import Drift
+from prefopt.detectors.low_beta import LowBeta
+
+DPO = Run("dpo", {"beta": 0.01, "epochs": 4.0})
+
+
+def probe(*values: float) -> list:
+    return [(10 * at, {"eval/probe_nll": value}) for at, value in enumerate(values)]
+
+
+def test_a_rise_is_a_warning_and_then_sick() -> None:
+    warned = found(Drift(), probe(2.0, 2.2, 2.6), DPO)
+    assert warned is not None and (warned.level, warned.since, warned.step) == ("warn", 20, 20)
+    sick = found(Drift(), probe(2.0, 2.2, 2.6, 3.1), DPO)
+    assert sick is not None and (sick.level, sick.since, sick.step) == ("sick", 20, 30)
+    assert sick.value == pytest.approx(1.1) and sick.evidence["fine_at"] == 10
+
+
+def test_the_change_raises_beta_and_ends_at_the_next_such_finding() -> None:
+    assert found(Drift(), probe(2.0, 3.5), DPO).change == {"on_sick": "stop", "beta": 0.1, "epochs": 1.0}
+    assert found(Drift(), probe(2.0, 3.5), Run("dpo", {"beta": 0.1})).change == {"on_sick": "stop", "beta": 0.3}
+    rate = Run("simpo", {"beta": 2.0, "learning_rate": 3e-7})
+    assert found(Drift(), probe(2.0, 3.5), rate).change["learning_rate"] == pytest.approx(1e-7)
+
+
+def test_a_little_is_normal_and_a_high_level_is_not_a_rise() -> None:
+    assert found(Drift(), probe(2.0, 2.2, 2.3, 2.4), DPO) is None
+    assert found(Drift(), probe(5.0, 5.1, 4.9), DPO) is None
+
+
+def test_an_update_says_nothing_and_what_is_meant_to_leave_the_start_is_not_judged() -> None:
+    assert watched(Drift(), [(1, {"loss": 9.0, "nll": 9.0})], DPO).votes == {}
+    assert found(Drift(), probe(2.0, 4.0), Run("orpo")) is None
+
+
+def test_it_is_over_when_the_policy_is_back() -> None:
+    finding = watched(Drift(), probe(2.0, 3.5, 2.1), DPO).find("drift")
+    assert finding is not None and finding.recovered == 20
+
+
+def test_a_low_beta_is_a_note_on_few_rows_that_are_seen_more_than_once() -> None:
+    line = [(1, {"loss": 0.69, "epoch": 0.1})]
+    few = found(LowBeta(), line, Run("dpo", {"beta": 0.01, "epochs": 3.0}, rows=300))
+    assert few is not None and few.level == "info" and few.change == {"beta": 0.1}
+    assert found(LowBeta(), line, Run("dpo", {"beta": 0.01, "epochs": 3.0}, rows=60_000)) is None
+    assert found(LowBeta(), line, Run("dpo", {"beta": 0.01, "epochs": 1.0}, rows=300)) is None
+    assert found(LowBeta(), line, Run("dpo", {"beta": 0.1, "epochs": 3.0}, rows=300)) is None
+    assert found(LowBeta(), line, Run("simpo", {"beta": 0.01, "epochs": 3.0}, rows=300)) is None

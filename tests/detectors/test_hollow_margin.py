@@ -1,0 +1,81 @@
+"""Pairs told apart at once are a suspicion; pairs of the start model's own answers confirm it or take it back."""
+
+from __future__ import annotations
+
+import pytest
+from streams import between, found, merged, noisy, updates
+
+from prefopt.detectors import Run
+from prefopt.detectors.hollow_margin import HollowMargin
+
+DPO = Run("dpo", {"beta": 0.1, "epochs": 1.0})
+APART = updates(
+    100,
+    loss=between(0.69, 0.01, 30),
+    rewards__accuracies=lambda step: 0.5 if step < 5 else 1.0,
+    rewards__margins=between(0.0, 4.0, 30),
+    epoch=lambda step: step / 100,
+)
+
+
+def asked(accuracy: float, pairs: float = 200.0) -> list:
+    """Evaluations at the start and after 40 updates."""
+    values = {"eval/probe_accuracy": accuracy, "eval/probe_pairs": pairs}
+    return [(0, {**values, "eval/probe_accuracy": 0.5}), (40, values)]
+
+
+def test_pairs_told_apart_at_once_are_unverified_without_a_reward() -> None:
+    finding = found(HollowMargin(), APART, DPO)
+    assert finding is not None and finding.level == "warn" and "unverified" in finding.reason
+    assert finding.evidence["epoch"] <= 0.5 and "probe_reward" in finding.remedy
+
+
+def test_own_answers_that_are_not_told_apart_make_it_sick() -> None:
+    run = Run("dpo", {"probe_reward": "math"})
+    finding = found(HollowMargin(), merged(APART, asked(0.50)), run)
+    assert finding is not None and finding.level == "sick"
+    # Wilson, 95 %: 100 of 200 is at most 0.569
+    assert finding.evidence["upper"] == pytest.approx(0.5686, abs=1e-4)
+    assert finding.change == {"objective": "online_dpo", "reward": "math"}
+
+
+def test_own_answers_that_are_told_apart_take_the_suspicion_back() -> None:
+    assert found(HollowMargin(), merged(APART, asked(0.73)), DPO) is None
+
+
+def test_too_few_pairs_cannot_make_it_sick() -> None:
+    # 7 of 12 may be up to 0.81
+    finding = found(HollowMargin(), merged(APART, asked(0.58, pairs=12.0)), DPO)
+    assert finding is None or finding.level != "sick"
+
+
+def test_own_answers_near_chance_are_no_hollow_margin_where_pairs_are_not_told_apart_either() -> None:
+    noise = updates(100, loss=noisy(0.68, 0.02), rewards__accuracies=noisy(0.55, 0.1), rewards__margins=0.05, epoch=0.1)
+    assert found(HollowMargin(), merged(noise, asked(0.5)), DPO) is None
+
+
+def test_a_healthy_run_is_none() -> None:
+    healthy = updates(
+        200,
+        loss=noisy(between(0.69, 0.45, 200), 0.05),
+        rewards__accuracies=noisy(between(0.5, 0.8, 200), 0.1),
+        rewards__margins=between(0.0, 1.0, 200),
+        epoch=lambda step: step / 200,
+    )
+    assert found(HollowMargin(), healthy, DPO) is None
+
+
+def test_rows_that_are_known_by_heart_after_epochs_are_no_hollow_margin() -> None:
+    late = updates(
+        300,
+        loss=lambda step: 0.6 if step < 100 else 0.05,
+        rewards__accuracies=lambda step: 0.7 if step < 100 else 1.0,
+        rewards__margins=lambda step: 0.3 if step < 100 else 3.0,
+        epoch=lambda step: step / 100,
+    )
+    assert found(HollowMargin(), late, DPO) is None
+
+
+def test_the_loss_alone_says_nothing() -> None:
+    assert found(HollowMargin(), updates(100, loss=0.01, epoch=0.1), DPO) is None
+    assert found(HollowMargin(), updates(100, loss=0.01, rewards__accuracies=0.9, epoch=0.1), DPO) is None
