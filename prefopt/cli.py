@@ -22,6 +22,7 @@ Preference optimisation of language models.
   prefopt sample --model DIR ...         what a model says
   prefopt score --model DIR --data FILE  what a reward model says of answers
   prefopt objectives [NAME]              what there is to train with, and which to choose; all about one
+  prefopt audit DATA ...                 what is wrong with data: rows, why it matters, what to do; can remove them
   prefopt advise --data FILE ...         which objective fits data, model and machine, why, and a recipe that runs
   prefopt estimate OBJECTIVE|RECIPE ...  memory and time of a run, whether it fits, and what makes it fit
   prefopt explain [METRIC]               what a logged number means, and what healthy looks like
@@ -36,6 +37,7 @@ COMMANDS = {
     "score": "score:score",
     "objectives": "lookup:objectives",
     "explain": "lookup:explain",
+    "audit": "audit:audit",
     "advise": "advise:advise",
     "estimate": "estimate:estimate",
     "quickstart": "quickstart:quickstart",

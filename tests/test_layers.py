@@ -23,6 +23,7 @@ LAYERS = (
     {"budget", "optimizer", "checkpoint"},
     {"objectives", "data", "models", "loop", "rewards", "detectors"},
     {"evaluate", "preflight"},
+    {"audit"},
     {"rollout", "advice"},
     {"bench"},
     {"config"},
