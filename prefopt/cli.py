@@ -25,6 +25,7 @@ Preference optimisation of language models.
   prefopt audit DATA ...                 what is wrong with data: rows, why it matters, what to do; can remove them
   prefopt advise --data FILE ...         which objective fits data, model and machine, why, and a recipe that runs
   prefopt estimate OBJECTIVE|RECIPE ...  memory and time of a run, whether it fits, and what makes it fit
+  prefopt doctor RUN [--apply]           what is wrong with a run, ours or TRL's, and the recipe that mends it
   prefopt explain [METRIC]               what a logged number means, and what healthy looks like
   prefopt --version
 
@@ -40,6 +41,7 @@ COMMANDS = {
     "audit": "audit:audit",
     "advise": "advise:advise",
     "estimate": "estimate:estimate",
+    "doctor": "doctor:doctor",
     "quickstart": "quickstart:quickstart",
 }
 
