@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -136,6 +137,15 @@ class Keeper:
                 f"{self.folder}: {most} checkpoints in a row could not be written (the last: {problem}); "
                 "make room there or choose another out; the same command goes on from the newest whole checkpoint"
             )
+
+    def make_room(self) -> None:
+        """Before a result is written: older checkpoints go where the disk has less room than the newest one takes."""
+        if self.whole is None or not ranks.is_main():
+            return
+        newest = self.folder / commit.name_of(self.whole)
+        if shutil.disk_usage(self.folder).free < sum(file.stat().st_size for file in newest.iterdir()):
+            commit.prune(self.folder, 1, self.whole)
+            self.say(f"little room is left for the result; all checkpoints but that of step {self.whole} were removed")
 
     def close(self) -> None:
         """Wait for what is being written, whatever became of the run."""

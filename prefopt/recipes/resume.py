@@ -101,6 +101,8 @@ def find(out: Path) -> tuple[Checkpoint | None, list[Skipped]]:
 def options_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Every option that decides the result, and the objective's name, as JSON holds them."""
     values = {name: value for name, value in config.flat(settings).items() if name not in FREE}
+    if "reward" in settings:
+        values["reward"] = [named(one) for one in settings["reward"].names]
     return dict(json.loads(json.dumps({"objective": settings["objective"].facts.name, **values}, default=str)))
 
 
@@ -123,7 +125,12 @@ def surroundings() -> dict[str, Any]:
 def contents(data: Mapping[str, Dataset | None], rewards: Sequence[str]) -> dict[str, Any]:
     """Hashes of the rows of each data set as they are trained on, and of the files that rewards come from."""
     rows = {name: rows_key(one) if one is not None else None for name, one in data.items()}
-    return {**rows, **{f"reward {name}": file_key(name) for name in rewards}}
+    return {**rows, **{f"reward {place} {named(one)}": file_key(one) for place, one in enumerate(rewards, 1)}}
+
+
+def named(reward: str) -> str:
+    """A reward's name without the folder that its file is in: files are compared by what they hold."""
+    return reward.rpartition("/")[2]
 
 
 def rows_key(data: Dataset) -> str:

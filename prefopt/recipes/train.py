@@ -393,6 +393,7 @@ def _updates(work: Work, earlier: Earlier, out: Path) -> None:
             f"none of {place.step} updates could be taken: no gradient was finite; lower learning_rate, or look at the "
             "rows and the model"
         )
+    keeper.make_room()
 
 
 def _loop(work: Work, source: Any, updater: Updater, place: Place, between: Callable[[], None]) -> None:

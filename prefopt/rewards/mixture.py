@@ -73,9 +73,10 @@ class Mixture:
         return {name: dict(counts) for name, counts in self.counts.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, int]]) -> None:
-        for name, counts in state.items():
+        """Count on; what was counted of a reward that is no longer asked is left out."""
+        for name in state.keys() & self.counts.keys():
             self.counts[name].clear()
-            self.counts[name].update(counts)
+            self.counts[name].update(state[name])
 
     @property
     def metrics(self) -> dict[str, float]:
