@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from groups import Groups
@@ -154,3 +160,47 @@ def test_sharded_weights_are_taken_up_by_as_many_processes_only(groups):
     assert "its weights are sharded over 2 processes and here they are whole" in refused.said[0]
     refused = groups.run("sft", out, {**SAVING, "shard": False})
     assert refused.codes == [2, 2] and "shard: true then, false now" in refused.said[0]
+
+
+# ---------------------------------------------------------------- with a launcher
+
+
+def workers(launcher):
+    """Ids of the processes that a launcher has started."""
+    return [int(child) for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+
+
+def awaited(what, process, said):
+    """What `what()` gives once it is true. AssertionError where the process ends before."""
+    while not (found := what()):
+        assert process.poll() is None, said.read_text()[-3000:]
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.fault(3, 35)
+def test_torchrun_starts_a_run_again_where_a_process_died_and_passes_sigterm_on(groups, tmp_path):
+    out, said = tmp_path / "run", tmp_path / "said"
+    given = {"model": groups.folder / "model", "data": groups.folder / "demonstrations.jsonl", "out": out}
+    given |= {"batch_size": 4, "max_steps": 100_000, "save_every": 20, "save_minutes": "null"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    # the second variable: without it the processes of a second start look for those of the first (torch issue 135712)
+    environment = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    run = ["-m", "prefopt", "train", "sft", *(f"{name}={value}" for name, value in given.items())]
+    with said.open("w") as file:
+        process = subprocess.Popen([*launcher, *run], stdout=file, stderr=file, env={**os.environ, **environment})
+    try:
+        awaited(lambda: checkpoints(out), process, said)
+        os.kill(workers(process.pid)[1], signal.SIGKILL)
+        awaited(lambda: "resuming after update" in said.read_text(), process, said)
+        before = checkpoints(out)[-1]
+        awaited(lambda: checkpoints(out)[-1] > before, process, said)
+        process.terminate()
+        assert process.wait(60) == 1  # whatever its processes end with
+    finally:
+        process.kill()
+    stopped = re.findall(
+        r"stopped after update (\d+) of 100000. The same command goes on from update \1\.", said.read_text()
+    )
+    assert len(stopped) == 2 and len(set(stopped)) == 1, said.read_text()[-5000:]
+    assert checkpoints(out)[-1] == f"step-{int(stopped[0]):08d}"
