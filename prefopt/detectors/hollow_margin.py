@@ -69,7 +69,7 @@ class HollowMargin:
 
     def _confirmed(self, state: State, line: Line, measured: float) -> Check | None:
         pairs = line.get("eval/probe_pairs")
-        if not pairs:
+        if not pairs or pairs < 0 or not 0 <= measured <= 1:
             return None
         state["verdict"] = measured
         upper = wilson_upper(measured, pairs)

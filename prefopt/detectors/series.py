@@ -48,5 +48,6 @@ def is_flat(x: Sequence[float]) -> bool:
     middle, level = (n - 1) / 2, sum(x) / n
     spread = sum((place - middle) ** 2 for place in range(n))
     slope = sum((place - middle) * (value - level) for place, value in enumerate(x)) / spread
-    rest = sum((value - level - slope * (place - middle)) ** 2 for place, value in enumerate(x))
+    left = [value - level - slope * (place - middle) for place, value in enumerate(x)]
+    rest = sum(value * value for value in left)  # of a huge value too, where ** 2 would raise
     return slope <= 2 * math.sqrt(rest / (n - 2) / spread)

@@ -72,7 +72,7 @@ class SparseReward:
             "Mix in easier prompts (easier_data), start from a model that solves some, or give partial credit",
             _change(line, wanted),
             since=rows[0].step,
-            evidence={"p_upper": bound, "num_completions": wanted, "among": among, "judged": judged},
+            evidence={"p_upper": bound, "num_completions": wanted, "among": among, "judged": judged or None},
         )
 
 
@@ -80,7 +80,7 @@ def rollout(line: Line) -> Seen | None:
     """What a line says of a rollout; None where it says nothing, or not whether equal rewards are high or low."""
     reward = line.get("task_reward", "reward")
     failed = line.get("zero_variance/failed")
-    success, judged = line.get("success"), int(line.get("judged") or 0)
+    success, judged = line.get("success"), int(min(max(line.get("judged") or 0.0, 0.0), 1e12))
     if reward is None:
         return None
     if failed is None and success is not None:
@@ -91,7 +91,8 @@ def rollout(line: Line) -> Seen | None:
         failed = 0.0
     if failed is None:
         return None
-    return Seen(line.step, failed, judged, round((success or 0.0) * judged), reward)
+    successes = min(max(success or 0.0, 0.0), 1.0) * judged
+    return Seen(line.step, failed, judged, round(successes), reward)
 
 
 def _is_full(rows: list[Seen], window: int, source: str) -> bool:
