@@ -27,6 +27,7 @@ MARKUP = re.compile(
 LEADING = re.compile(
     r"\A\s*(?:\*\*)?(?:Assistant|AI|Bot|Response|Answer from (?:the )?model)(?:\*\*)?\s?:", re.IGNORECASE
 )
+FOREIGN = re.compile("[\u0370-\u1dff\u2c00-\u2dff\u3005-\ufaff]")  # letters beyond Latin
 LETTERS = 40  # fewer say too little of a language
 
 
@@ -152,8 +153,8 @@ def script(table: Table) -> Finding:
     """Chosen answers in a script that neither their prompt nor the other answer is in."""
     found = {}
     for number, item in enumerate(table.items):
-        # Latin answers to Latin prompts, nearly all of most sets, are told by their bytes
-        if all(text.isascii() for text in [item.asked, *item.answers]):
+        # Latin answers to Latin prompts, nearly all of most sets, need no closer look
+        if not any(map(FOREIGN.search, [item.asked, *item.answers])):
             continue
         own = [main_script(text) for text in item.answers]
         asked = main_script(item.asked)

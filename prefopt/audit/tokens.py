@@ -8,6 +8,9 @@ from prefopt.audit.table import Item, Table, fitted
 from prefopt.evaluate.statistics import wilson
 from prefopt.records import Example
 
+# the note of prefopt.data.template
+ENDLESS = "answers that the chat template ends with no special token: EOS added"
+
 
 def double_bos(table: Table) -> Finding:
     """Rows whose tokens begin with two BOS, or hold one inside."""
@@ -33,7 +36,7 @@ def no_bos(table: Table) -> Finding:
 
 
 def no_end(table: Table) -> Finding:
-    """Answers whose last trained token is none that ends: they teach no end."""
+    """Answers whose last trained token is none that ends, or whose template gives them none and training adds one."""
     encoder = table.encoder
     if encoder is None:
         return skipped("needs a tokenizer")
@@ -45,7 +48,10 @@ def no_end(table: Table) -> Finding:
             tail = [token for token in ids[-3:] if token in ends]
             if not tail:
                 found[number] = f"{_side(example, place)} ends in {encoder.tokenizer.decode(ids[-3:])!r}"
-    return of_items(table, found)
+    if found or not encoder.notes[ENDLESS]:
+        return of_items(table, found)
+    said = f"the chat template ends {encoder.notes[ENDLESS]:,} answers with no special token; training adds EOS"
+    return Finding(fired=True, said=said)
 
 
 def early_end(table: Table) -> Finding:
@@ -157,9 +163,9 @@ CHECKS = (
     ),
     Check(
         "no-end",
-        "error",
-        "answers that end in no special token",
-        "the model learns no end and writes until the limit",
+        "warning",
+        "answers that end in no special token, or only in the EOS that training adds to what the template writes",
+        "earlier turns of a conversation then end in nothing, unlike the last, and the model may not know when to stop",
         "let the chat template end the assistant's turn with a special token",
         "tokens as training has them",
         no_end,
