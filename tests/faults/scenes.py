@@ -83,6 +83,19 @@ def full_for_a_while(order: dict[str, Any], moments: Any) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def no_room(order: dict[str, Any], moments: Any) -> Iterator[None]:
+    """The run's folder has the settings of a run that was begun there, and is full."""
+    out = Path(order["out"])
+    mount_disk(out, 4 * PAGE)
+    (out / "config.yaml").write_text("objective: dpo\n")
+    fill(out / "ballast")
+    try:
+        yield
+    finally:
+        shutil.copytree(out, order["keep"])
+
+
 def fill(path: Path) -> None:
     """Write to a file until there is no room for one more byte."""
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:

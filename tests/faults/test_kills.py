@@ -10,18 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lives import KINDS, Server, prepare, result
+from lives import KINDS, result
 
 KILLS = int(os.environ.get("PREFOPT_KILLS", "20"))  # of each kind; `make kills` has 100
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lives")
-    prepare(folder)
-    made = Server(folder)
-    yield made
-    made.close()
 
 
 def moments_of(out: Path) -> dict[str, int]:
