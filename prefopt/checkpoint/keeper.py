@@ -6,9 +6,9 @@ import errno
 import math
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -77,7 +77,11 @@ class Keeper:
         self.took = 0.0  # seconds that the latest one was written in
         self.problem = ""
         self.ends = math.inf  # when the other processes' parts are waited for no more
-        self.writing: threading.Thread | None = None
+        self.writing: Future[None] | None = None
+        # started now: where memory is short, a thread that is to start may never say that it did
+        self.thread = ThreadPoolExecutor(1, "prefopt-checkpoint") if options.save_async else None
+        if self.thread is not None:
+            self.thread.submit(int).result()
 
     def __enter__(self) -> Keeper:
         return self
@@ -105,7 +109,7 @@ class Keeper:
 
     @property
     def busy(self) -> bool:
-        return self.writing is not None and self.writing.is_alive()
+        return self.writing is not None and not self.writing.done()
 
     def save(self, step: int, facts: Mapping[str, Any], wait: bool = False) -> None:
         """Save the state as of now; all processes together. wait: until it is on the disk.
@@ -119,16 +123,16 @@ class Keeper:
         later = self.options.save_async and not wait
         tree = Tree(self.state(), copy=later)
         self.last_step, self.last_time = step, time.monotonic()
-        work = threading.Thread(target=self._write, args=(step, tree, dict(facts), attempt), name="prefopt-checkpoint")
-        self.writing = work
-        work.start()
-        if not later:
-            self.finish()
+        if later and self.thread is not None:
+            self.writing = self.thread.submit(self._write, step, tree, dict(facts), attempt)
+            return
+        self._write(step, tree, dict(facts), attempt)
+        self.finish()
 
     def finish(self) -> None:
         """Wait for what is being written. InputError as for `save`, on all processes."""
         if self.writing is not None:
-            self.writing.join()
+            wait([self.writing])
             self.writing = None
         most = ranks.all_max(self.failed)
         if most >= self.options.max_failed_saves:
@@ -149,8 +153,8 @@ class Keeper:
 
     def close(self) -> None:
         """Wait for what is being written, whatever became of the run."""
-        if self.writing is not None:
-            self.writing.join()
+        if self.thread is not None:
+            self.thread.shutdown()
 
     # ---------------------------------------------------------------- in the thread that writes
 
