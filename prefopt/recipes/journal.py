@@ -83,8 +83,18 @@ class Journal:
         self.steps, self.said, self.shown = 0, 0.0, -SAMPLE_SECONDS
         self.stack = contextlib.ExitStack()
         self.bar: Any = None
-        if ranks.is_main():
-            _keep_settings(out, settings)
+        self.out, self.settings = out, settings
+
+    def keep_settings(self) -> None:
+        """Write config.yaml, which --resume reads: whole, or as it was. InputError where the disk does not take it."""
+        if not ranks.is_main():
+            return
+        try:
+            write_synced(self.out / "config.yaml", config.to_yaml(self.settings))
+        except OSError as error:
+            raise InputError(
+                f"{self.out}: cannot write there ({error.strerror}); make room, or choose another out"
+            ) from None
 
     def __enter__(self) -> Journal:
         return self
@@ -193,14 +203,6 @@ class Journal:
         elif evaluation or step == self.steps or time.monotonic() - self.said > QUIET_SECONDS:
             self.said = time.monotonic()
             streams.note(f"step {step}/{self.steps}  {text}")
-
-
-def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Write config.yaml, which --resume reads: whole, or as it was. InputError where the disk does not take it."""
-    try:
-        write_synced(out / "config.yaml", config.to_yaml(settings))
-    except OSError as error:
-        raise InputError(f"{out}: cannot write there ({error.strerror}); make room, or choose another out") from None
 
 
 def completion_line(step: int, row: dict[str, Any]) -> str:

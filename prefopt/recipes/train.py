@@ -168,7 +168,8 @@ def train(*, objective: Any, **options: Any) -> Result:
         if ranks.device().type == "cpu":
             keep_freed_memory()
         journal = stack.enter_context(Journal(out, settings))
-        earlier.describe(journal)
+        if earlier.checkpoint is None:  # else once it is known to be the same run: --resume reads them
+            journal.keep_settings()
         with memory_advice():
             result = _train(objective, settings, rewards, journal, out, earlier)
     return _fixed(result, objective, options, out, journal) if settings["watch"].on_sick == "fix" else result
@@ -185,6 +186,8 @@ def _train(
     policy, tokenizer = _loaded(plan, settings, journal)
     actor, critic_tokenizer = _with_critic(policy, plan, settings, tokenizer, journal)
     earlier.compare_weights(actor)
+    earlier.describe(journal)
+    journal.keep_settings()
     clock.lap("load")
     budget = budget_for(settings["loop"], ranks.device(), settings["model"].shard, repeat=repeats(actor))
     if rollouts:
