@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 MIB = 2**20
+SECONDS = 120  # a run takes about one; a hang must not hold up the suite
 
 
 class Ended(NamedTuple):
@@ -101,6 +103,7 @@ def run(order: dict[str, Any]) -> int:
     """The command of an order."""
     from prefopt import cli
 
+    signal.alarm(SECONDS)
     streams_to(order["streams"], Path(order["said"]))
     if order["clock"]:
         time.time = jumping()
