@@ -57,7 +57,7 @@ def _applied(found: Diagnosis, overrides: list[str]) -> str:
     objective = str(given.pop("objective", None) or run.objective or "")
     if not objective:
         raise InputError("the log does not say its objective; give it after --apply, such as objective=dpo")
-    recipes = mended(objective, run.options, found.findings, given)
+    recipes = mended(objective, found.log.recipe, found.findings, given)
     files = write(folder, recipes)
     lines = []
     for file, recipe in zip(files, recipes, strict=True):

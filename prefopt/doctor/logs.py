@@ -31,17 +31,17 @@ EVENTS = "events.out.tfevents"
 class Log:
     """A run's metrics. lines: (update, metrics by our names), in order. folder: where its recipe is or would be.
 
-    notes: what was left out and why, for the reader. finished: whether the run says that it is over; None where its log
-    cannot say. summary: its summary.json, where it has one.
+    recipe: the run's options as they were written. notes: what was left out and why, for the reader. finished: whether
+    the run says that it is over; None where its log cannot say.
     """
 
     path: Path
     lines: list[tuple[int, dict[str, float]]]
     run: Run
     folder: Path
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     finished: bool | None = None
-    summary: Mapping[str, Any] | None = None
 
     @property
     def last(self) -> int:
@@ -109,16 +109,15 @@ def _own(folder: Path) -> Log:
         for row in rows
         if as_number(row.get("step")) is not None
     ]
-    options, summary = _recipe(folder), _json(folder / "summary.json")
-    objective = options.pop("objective", None) if options else (summary or {}).get("objective")
-    if summary and summary.get("learning_rate") is not None:
-        options["learning_rate"] = summary["learning_rate"]
-    run = Run(objective, options, _steps(options, summary), (summary or {}).get("data", {}).get("rows"))
-    return Log(folder / "metrics.jsonl", lines, run, folder, notes, summary is not None, summary)
+    recipe, summary = _recipe(folder), _json(folder / "summary.json") or {}
+    objective = recipe.pop("objective", None) or summary.get("objective")
+    used = {"learning_rate": summary["learning_rate"]} if summary.get("learning_rate") is not None else {}
+    run = Run(objective, {**recipe, **used}, _steps(recipe, summary), summary.get("data", {}).get("rows"))
+    return Log(folder / "metrics.jsonl", lines, run, folder, recipe, notes, bool(summary))
 
 
-def _steps(options: Mapping[str, Any], summary: Mapping[str, Any] | None) -> int | None:
-    steps = (summary or {}).get("steps") or options.get("max_steps")
+def _steps(recipe: Mapping[str, Any], summary: Mapping[str, Any]) -> int | None:
+    steps = summary.get("steps") or recipe.get("max_steps")
     return int(steps) if steps else None
 
 
@@ -158,7 +157,7 @@ def _trainer_state(file: Path) -> Log:
     finished = bool(state.get("max_steps")) and state.get("global_step") == state.get("max_steps")
     if not lines and rows:
         raise InputError(f"{file}: none of its metrics is known ({_some(names)}); is it a run of preference training?")
-    return Log(file, lines, run, file.parent, [], finished)
+    return Log(file, lines, run, file.parent, {}, [], finished)
 
 
 def _rows(file: Path, rows: list[dict[str, Any]], notes: list[str]) -> Log:
@@ -170,13 +169,13 @@ def _rows(file: Path, rows: list[dict[str, Any]], notes: list[str]) -> Log:
     source = source_of(names)
     if source is None and _is_ours(names):
         lines = _ordered((step_of(row), _numbers(row)) for row in flat)
-        return Log(file, lines, Run(objective_of(values for _, values in lines)), file.parent, notes)
+        return Log(file, lines, Run(objective_of(values for _, values in lines)), file.parent, {}, notes)
     if source is None:
         raise InputError(f"{file}: none of its columns tells which trainer wrote it ({_some(names)})")
     if not any(step_of(row) is not None for row in flat):
         raise InputError(f"{file}: no column says the step (one of step, _step, global_step)")
     lines = _ordered((step_of(row), ours(row, source)) for row in flat)
-    return Log(file, lines, Run(objective_of(v for _, v in lines), source=source), file.parent, notes)
+    return Log(file, lines, Run(objective_of(v for _, v in lines), source=source), file.parent, {}, notes)
 
 
 def _is_ours(names: Iterable[str]) -> bool:

@@ -35,11 +35,21 @@ def mended(
     if not changes and not before and not given:
         raise InputError(_nothing(chosen))
     out = str(options.get("out", "run"))
-    then = {"objective": objective, **options, "out": f"{out}-fixed", **changes, **given}
+    kept = _kept(objective, options, {**changes, **given})
+    then = {"objective": objective, **kept, "out": f"{out}-fixed", **changes, **given}
     if not before:
         return [_fitting(then)]
-    first = {**options, **before, "out": f"{out}-first", "objective": before["objective"]}
+    first = {**_kept(objective, options, before), **before, "out": f"{out}-first"}
     return [_fitting(first), _fitting({**then, "model": f"{out}-first/model"})]
+
+
+def _kept(objective: str, options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that still stand: with another objective its own learning rate and coefficients do not."""
+    if changes.get("objective", objective) == objective:
+        return dict(options)
+    run = config.sections(objective)
+    own = {option.key for option in config.describe({"objective": run["objective"]})} | {"learning_rate"}
+    return {name: value for name, value in options.items() if name not in own}
 
 
 def _nothing(findings: Sequence[Finding]) -> str:
@@ -52,7 +62,7 @@ def _nothing(findings: Sequence[Finding]) -> str:
 
 
 def _fitting(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the recipe's objective has; a learning rate of another objective's default is left out."""
+    """The options that the recipe's objective has."""
     objective = str(recipe["objective"])
     own = {option.key for option in config.describe(config.sections(objective))}
     return {"objective": objective, **{name: value for name, value in recipe.items() if name in own}}

@@ -153,12 +153,13 @@ def fixed(
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
     own = {**config.flat({"objective": objective}), **plain, "out": str(out / FIXED)}
     try:
-        recipes = mended(objective.facts.name, own, findings, {"out": str(out / FIXED), "on_sick": "warn"})
+        recipes = mended(objective.facts.name, own, findings, {})
     except InputError as error:
         journal.say(f"on_sick=fix: {error}")
         return []
     journal.say(f"on_sick=fix: training anew in {out / FIXED}")
-    return [_made(recipe) for recipe in recipes]
+    recipes[-1]["out"] = str(out / FIXED)
+    return [_made({**recipe, "on_sick": "warn"}) for recipe in recipes]
 
 
 def _made(recipe: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
