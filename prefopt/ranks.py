@@ -32,11 +32,16 @@ def start(patience: float = 600.0) -> None:
 
     patience: seconds that one waits for the others anywhere, before it stops with an error.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if several() and not dist.is_initialized():
         from accelerate import PartialState
 
         # picks the backend (nccl, gloo) and the device for this machine
         PartialState(timeout=timedelta(seconds=patience))
+
+
+def several() -> bool:
+    """Whether a launcher started others beside this process, met or not."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def device() -> torch.device:
@@ -135,7 +140,7 @@ def one_for_all() -> Iterator[None]:
     except PeerError:
         raise
     except (Exception, KeyboardInterrupt) as error:
-        if active() and is_lost(error):
+        if several() and is_lost(error):
             told = _told()
             raise (stopped_by(told) if told else PeerError(_lost(error))) from error
         if active():
@@ -145,7 +150,12 @@ def one_for_all() -> Iterator[None]:
 
 def stopped_by(first: str) -> PeerError:
     """The error of a process that stops since another had. first: that one's number and error."""
-    return PeerError(f"process {rank()} of {world()} stopped, since another had: {first}")
+    return PeerError(f"{_self()} stopped, since another had: {first}")
+
+
+def _self() -> str:
+    """This process, for a message; also while it has not met the others."""
+    return f"process {os.environ.get('RANK', rank())} of {os.environ.get('WORLD_SIZE', world())}"
 
 
 def _store() -> Any:
@@ -178,7 +188,7 @@ def _lost(error: BaseException) -> str:
     own = Path(__file__)
     calls = [call for call in traceback.extract_tb(error.__traceback__) if own.parent in Path(call.filename).parents]
     places = [f"{call.name} ({Path(call.filename).name}:{call.lineno})" for call in calls if call.filename != __file__]
-    who, where = f"process {rank()} of {world()}", f" in {places[-1]}" if places else ""
+    who, where = _self(), f" in {places[-1]}" if places else ""
     # without its place in gloo's source, and gloo's advice
     said = re.sub(r"^\[\S*gloo\S*\] ", "", str(error).strip()).partition(". This is")[0].partition("\n")[0]
     if "timed out" in said.lower() or "timeout" in said.lower():

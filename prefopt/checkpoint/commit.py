@@ -63,12 +63,16 @@ def make(writing: Path) -> None:
     writing.mkdir(exist_ok=True)
 
 
-def seal(folder: Path, rank: int, files: Sequence[str]) -> None:
-    """Sync a process's files in `folder` and list them; the list is there only once they are durable. OSError."""
+def seal(folder: Path, rank: int, files: Sequence[str], hashes: Mapping[str, str] | None = None) -> None:
+    """Sync a process's files in `folder` and list them; the list is there only once they are durable. OSError.
+
+    hashes: those known already, as of `digest`.
+    """
     listed = {}
     for name in files:
         sync(folder / name)
-        listed[name] = {"bytes": (folder / name).stat().st_size, "xxh3_128": digest(folder / name)}
+        known = (hashes or {}).get(name) or digest(folder / name)
+        listed[name] = {"bytes": (folder / name).stat().st_size, "xxh3_128": known}
     write_synced(folder / _list_name(rank), json.dumps(listed))
 
 

@@ -203,7 +203,7 @@ class Keeper:
         writing = commit.hidden(self.folder, step, attempt)
         try:
             commit.make(writing)
-            commit.seal(writing, rank, tree.write(writing, f"rank-{rank}"))
+            commit.seal(writing, rank, tree.write(writing, f"rank-{rank}"), tree.hashes)
             if rank:
                 return
             for file in self.files:

@@ -5,37 +5,37 @@ A tree is made of dicts with text keys, lists, tuples, text, numbers, booleans, 
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from prefopt.checkpoint.tensors import save_file
 
 MARK = "$"  # begins a key that stands for something JSON has not
 
 
 class Tree:
-    """A state taken apart, ready to be written. copy: tensors are copied to the CPU, so that training may go on."""
+    """A state taken apart, ready to be written. copy: tensors are copied to the CPU, so that training may go on.
+
+    hashes: xxh3_128 of files as they were to be written, where it is known.
+    """
 
     def __init__(self, state: Any, copy: bool) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self.hashes: dict[str, str] = {}
         self.copy, self.held = copy, set[int]()
         self.plain = self._apart(state, "")
 
     def write(self, folder: Path, name: str) -> list[str]:
         """Write NAME.json and NAME.safetensors, and return their names. OSError."""
         (folder / f"{name}.json").write_text(json.dumps(self.plain), encoding="utf-8")
-        try:
-            save_file(self.tensors, folder / f"{name}.safetensors")
-        except SafetensorError as error:  # how it reports what the system said
-            number = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+        self.hashes[f"{name}.safetensors"] = save_file(self.tensors, folder / f"{name}.safetensors")
         return [f"{name}.json", f"{name}.safetensors"]
 
     def _apart(self, value: Any, place: str) -> Any:

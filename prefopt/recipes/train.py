@@ -160,8 +160,9 @@ def train(*, objective: Any, **options: Any) -> Result:
     named, rewards = online.parted(options)
     settings = _settings(objective, named)
     run: RunOptions = settings["run"]
-    ranks.start(60 * run.max_wait_minutes)
     with ranks.one_for_all(), contextlib.ExitStack() as stack:
+        ranks.start(60 * run.max_wait_minutes)
+        stack.enter_context(closed_to_others())
         out = prepare(run, settings["reference"].reference_model, stack)
         earlier = Earlier.find(out, settings)
         torch.manual_seed(run.seed)
