@@ -36,8 +36,10 @@ class State:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
+        from prefopt.models.load import keep_freed_memory
         from prefopt.optimizer import Updater
 
+        keep_freed_memory()  # as a run on a CPU does
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=VOCABULARY,
