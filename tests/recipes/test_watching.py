@@ -1,0 +1,197 @@
+"""A watched run trains the same; what it finds is said, kept and resumed; on_sick ends it or mends it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from laws import save_model, write_rows
+
+import prefopt
+from prefopt import config
+from prefopt.objectives import DPO, GRPO, KTO, ORPO, SFT
+from prefopt.recipes import watching
+from prefopt.records import InputError
+
+FAST = {"batch_size": 8, "max_steps": 6, "eval_fraction": 0.25, "learning_rate": 3e-2, "dtype": "float32"}
+SICK = {**FAST, "max_steps": 20, "eval_every": 2}  # the policy drifts by more than 1 nat a token within 10 updates
+
+
+def function() -> Any:
+    """A reward that is never earned and travels to its process whole."""
+
+    def never(completions: list[str], **columns: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    return never
+
+
+never = function()
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    return save_model(tmp_path / "model")
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return write_rows(tmp_path / "pairs.jsonl", "pairs")
+
+
+def run(objective: Any, model: Path, data: Path, out: Path, **options: Any) -> Any:
+    return prefopt.train(objective=objective, model=model, data=data, out=out, **{**FAST, **options})
+
+
+def lines(out: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / name).read_text(encoding="utf-8").splitlines()]
+
+
+def trained(out: Path) -> bytes:
+    return (out / "model" / "model.safetensors").read_bytes()
+
+
+def without(rows: list[dict[str, Any]], *prefixes: str) -> list[dict[str, Any]]:
+    names = ("tokens_per_second", *prefixes)
+    return [{name: value for name, value in row.items() if not name.startswith(names)} for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "prompts"])
+def test_what_is_trained_is_the_same_with_the_watch_on_and_off(kind, model_dir, tmp_path):
+    data = write_rows(tmp_path / f"{kind}.jsonl", kind)
+    objective, options = (DPO(), {}) if kind == "pairs" else (GRPO(), {"reward": never, "max_tokens": 4})
+    for watch in ("on", "off"):
+        run(objective, model_dir, data, tmp_path / watch, watch=watch, eval_every=2, **options)
+    assert trained(tmp_path / "on") == trained(tmp_path / "off")
+    on, off = (lines(tmp_path / watch, "metrics.jsonl") for watch in ("on", "off"))
+    seconds = ("seconds/", "eval/seconds/")
+    assert without(on, "eval/probe_", *seconds) == without(off, *seconds)
+    assert any("eval/probe_nll" in row for row in on) == (kind == "pairs")
+    assert not any("eval/probe_nll" in row for row in off)
+    assert json.loads((tmp_path / "off" / "summary.json").read_text())["findings"] is None
+
+
+def test_the_probe_is_the_nll_of_answers_of_the_start_model(model_dir, pairs, tmp_path):
+    out = tmp_path / "run"
+    result = run(DPO(), model_dir, pairs, out, max_steps=8)
+    values = [row["eval/probe_nll"] for row in lines(out, "metrics.jsonl") if "eval/probe_nll" in row]
+    # an answer of a random model over 29 words and an end: about ln 30 = 3.4 nats a token, less where it is peaked
+    assert 1.0 < values[0] < 3.5 and values[1] > values[0] + 0.1
+    assert 0 <= result.summary["end"]["eval/probe_finished"] <= 1
+    assert (result.summary["start"]["eval/probe_nll"], result.summary["end"]["eval/probe_nll"]) == (
+        values[0],
+        values[1],
+    )
+
+
+def test_a_model_that_is_not_trained_does_not_drift(model_dir, pairs, tmp_path):
+    result = run(DPO(), model_dir, pairs, tmp_path / "run", learning_rate=1e-12)
+    assert result.summary["end"]["eval/probe_nll"] == pytest.approx(result.summary["start"]["eval/probe_nll"], abs=1e-6)
+    assert result.summary["findings"] == []
+
+
+def test_drift_is_said_once_and_kept(model_dir, pairs, tmp_path, capsys):
+    out = tmp_path / "run"
+    result = run(DPO(), model_dir, pairs, out, **SICK)
+    [finding] = [one for one in result.summary["findings"] if one["name"] == "drift"]
+    assert finding["level"] == "sick" and finding["value"] > 1 and finding["recovered"] is None
+    said = capsys.readouterr().err
+    assert said.count("sick: drift") == 1 and "on_sick=stop" in said
+    kept = [one["level"] for one in lines(out, "findings.jsonl") if one["name"] == "drift"]
+    assert kept in (["sick"], ["warn", "sick"])
+    assert result.summary["steps"] == 20 and result.summary["ended_at"] is None
+
+
+def test_on_sick_stop_ends_the_run_with_its_weights(model_dir, pairs, tmp_path, capsys):
+    whole = run(DPO(), model_dir, pairs, tmp_path / "whole", **SICK)
+    result = run(DPO(), model_dir, pairs, tmp_path / "run", **SICK, on_sick="stop")
+    found = next(one for one in result.summary["findings"] if one["name"] == "drift")
+    assert result.summary["ended_at"] == found["step"] < 20
+    steps = [row["step"] for row in lines(tmp_path / "run", "metrics.jsonl")]
+    assert max(steps) == found["step"]
+    # the updates before it are those of a run that goes on
+    both = [lines(tmp_path / name, "metrics.jsonl")[: len(steps)] for name in ("whole", "run")]
+    assert without(both[0]) == without(both[1]) and trained(tmp_path / "run") != trained(tmp_path / "whole")
+    assert f"the run ends after update {found['step']}" in capsys.readouterr().err
+    assert whole.summary["ended_at"] is None and (tmp_path / "run" / "model" / "config.json").exists()
+
+
+def test_on_sick_fix_trains_anew_with_what_mends_it(model_dir, pairs, tmp_path, capsys):
+    out = tmp_path / "run"
+    result = run(DPO(beta=0.01), model_dir, pairs, out, **SICK, on_sick="fix")
+    assert result.model_dir == out / "fixed" / "model"
+    recipe = config.read_recipe(out / "fixed" / "config.yaml")
+    assert (recipe["beta"], recipe["on_sick"]) == (0.1, "warn")
+    assert json.loads((out / "summary.json").read_text())["ended_at"] and "training anew" in capsys.readouterr().err
+
+
+def test_on_sick_fix_keeps_the_result_where_no_option_mends_it(model_dir, tmp_path, capsys):
+    prompts = write_rows(tmp_path / "prompts.jsonl", "prompts")
+    options = {"reward": never, "max_tokens": 4, "stall_window": 6, "num_completions": 2, "eval_fraction": 0.0}
+    result = run(GRPO(), model_dir, prompts, tmp_path / "run", **options, max_steps=9, on_sick="fix")
+    assert result.summary["ended_at"] == 6 and result.model_dir == tmp_path / "run" / "model"
+    said = capsys.readouterr().err
+    assert "no option alone mends this" in said and not (tmp_path / "run" / "fixed").exists()
+
+
+def test_a_healthy_run_is_not_ended(model_dir, pairs, tmp_path):
+    options = {**SICK, "learning_rate": 1e-4, "max_steps": 6}
+    for on_sick in ("warn", "fix"):
+        run(DPO(), model_dir, pairs, tmp_path / on_sick, **options, on_sick=on_sick)
+    assert trained(tmp_path / "warn") == trained(tmp_path / "fix") and not (tmp_path / "fix" / "fixed").exists()
+
+
+def test_a_reward_compares_answers_of_the_start_model(model_dir, pairs, tmp_path, monkeypatch):
+    reward = tmp_path / "mine.py"
+    said = "[said.count('good') - said.count('bad') for said in completions]"
+    reward.write_text(f"def mine(completions, **columns):\n    return {said}\n")
+    options = {**FAST, "max_steps": 20, "probe_reward": f"{reward}:mine", "eval_data": str(pairs), "probe_tokens": 8}
+    out = tmp_path / "run"
+    result = run(DPO(), model_dir, pairs, out, **options)
+    start, end = result.summary["start"], result.summary["end"]
+    assert start["eval/probe_accuracy"] == 0.5  # every log-ratio is 0, a tie, which counts half
+    assert end["eval/probe_accuracy"] > 0.7 and end["eval/probe_pairs"] >= 3
+
+
+def test_every_objective_on_pairs_and_labels_has_a_probe_and_others_none(model_dir, tmp_path, capsys):
+    for objective, kind in ((KTO(), "labels"), (ORPO(), "pairs"), (SFT(), "demonstrations")):
+        data = write_rows(tmp_path / f"{kind}.jsonl", kind)
+        result = run(objective, model_dir, data, tmp_path / kind, max_steps=2)
+        assert ("eval/probe_nll" in result.summary["end"]) == (kind != "demonstrations")
+
+
+def test_a_probe_without_held_out_prompts_is_refused_where_it_is_asked_for(model_dir, pairs, tmp_path):
+    assert run(DPO(), model_dir, pairs, tmp_path / "run", eval_fraction=0.0).summary["findings"] == []
+    with pytest.raises(InputError, match="probe: there are no held-out prompts; leave out"):
+        run(DPO(), model_dir, pairs, tmp_path / "other", eval_fraction=0.0, probe=8)
+    with pytest.raises(InputError, match="probe_reward compares answers of the probe, and probe is 0"):
+        run(DPO(), model_dir, pairs, tmp_path / "other", probe=0, probe_reward="math")
+    with pytest.raises(InputError, match="a judge needs options"):
+        run(DPO(), model_dir, pairs, tmp_path / "other", probe_reward="judge")
+
+
+class Stop(Exception):
+    """Ends a run between two updates."""
+
+
+def test_a_watched_run_that_was_killed_finds_the_same_when_it_goes_on(model_dir, pairs, tmp_path, monkeypatch):
+    options, at = {**SICK, "max_steps": 10, "save_every": 1, "save_async": False}, 7
+    whole = run(DPO(), model_dir, pairs, tmp_path / "whole", **options)
+    listen = watching.Watching.listen
+
+    def stops(self: Any, step: int, metrics: Any) -> None:
+        listen(self, step, metrics)
+        if step == at:
+            raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(watching.Watching, "listen", stops)
+        with pytest.raises(Stop):
+            run(DPO(), model_dir, pairs, tmp_path / "run", **options)
+    result = run(DPO(), model_dir, pairs, tmp_path / "run", **options)
+    assert result.summary["resumed_at"] == [at - 1]
+    assert result.summary["findings"] == whole.summary["findings"] != []
+    for name in ("findings.jsonl", "metrics.jsonl"):
+        assert without(lines(tmp_path / "run", name)) == without(lines(tmp_path / "whole", name))
