@@ -23,7 +23,7 @@ WITHIN = 0.15
 SHAPES = {
     "7M": Shape(192, 512, 4, 4, 2, pairs=24, update=8, prompt=60, longest_prompt=200, answer=(20, 120)),
     "15M": Shape(288, 768, 6, 6, 6, pairs=24, update=8),
-    "35M": Shape(512, 1408, 10, 8, 4, pairs=12, update=4, prompt=100, longest_prompt=300, answer=(20, 160)),
+    "55M": Shape(512, 1408, 10, 8, 4, pairs=12, update=4, prompt=100, longest_prompt=300, answer=(20, 160)),
     "0.5B": Shape(1024, 2816, 28, 16, 8, pairs=96, update=32, prompt=1000, longest_prompt=1400, answer=(100, 400)),
 }
 
@@ -47,21 +47,21 @@ SAMPLED = {"num_completions": 4, "max_tokens": 48, "reward": ["length"], "length
 POINTS = (
     Point("sft", "7M"),
     Point("sft", "15M", {"dtype": "bfloat16"}),
-    Point("sft", "35M", {"gradient_checkpointing": True}),
+    Point("sft", "55M", {"gradient_checkpointing": True}),
     Point("dpo", "7M", {"tokens_per_forward": 8192}),
     Point("dpo", "15M"),
     Point("dpo", "15M", {"dtype": "bfloat16", "tokens_per_forward": 1024}),
-    Point("dpo", "35M", {"lora_rank": 16}),
-    Point("dpo", "35M", {"dtype": "bfloat16", "reference": "copy"}),
-    Point("dpo", "35M", {"save_every": 2}),
+    Point("dpo", "55M", {"lora_rank": 16}),
+    Point("dpo", "55M", {"dtype": "bfloat16", "reference": "copy"}),
+    Point("dpo", "55M", {"save_every": 2}),
     Point("kto", "7M", {"dtype": "bfloat16"}),
     Point("kto", "15M", {"gradient_checkpointing": True, "tokens_per_forward": 4096}),
-    Point("kto", "35M"),
+    Point("kto", "55M"),
     Point("grpo", "7M", SAMPLED),
     Point("grpo", "15M", {**SAMPLED, "dtype": "bfloat16", "beta": 0.05}),
-    Point("grpo", "35M", {**SAMPLED, "lora_rank": 8}),
+    Point("grpo", "55M", {**SAMPLED, "lora_rank": 8}),
     Point("ppo", "15M", SAMPLED),
-    Point("ppo", "35M", {**SAMPLED, "critic": "shared"}),
+    Point("ppo", "55M", {**SAMPLED, "critic": "shared"}),
 )
 ON_GPU = tuple(
     Point(name, "0.5B", options)

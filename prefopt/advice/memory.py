@@ -20,8 +20,13 @@ CHUNK = 256 * 2**20  # of logits held at once: prefopt.models.head; a test holds
 PACKED = 2 * 2**30  # of weights laid out for sampling, at most: prefopt.models.packed
 HELD = 16_384  # tokens that the sampler holds at once on a CPU: prefopt.models.sampler
 COLUMNS = 64  # the step in which its caches grow: prefopt.models.decode
-# resident memory of Python with torch, transformers and a tokenizer, before any weight, measured on Linux on a CPU
-BASE = 520 * 10**6
+# resident memory of Python with torch, transformers and what they load on first use, measured on Linux on a CPU
+BASE = 400 * 10**6
+WORD = 600  # bytes of a tokenizer for each word of its vocabulary, measured
+# On a CPU freed blocks stay with the process, and those that lie between others are not always of use: what is resident
+# over what is in use. Fitted to some points of benchmarks/memory.py (docs/estimate.md says which).
+APART = {"float32": 1.1, "bfloat16": 1.3, "float64": 1.1}
+APART_WITH_ADAPTER = 1.35
 SMALL = 200_000_000  # parameters of a model that is copied to float32 for a probe: prefopt.models.policy
 
 Where = Literal["none", "cache", "adapter", "copy"]
@@ -98,8 +103,8 @@ def memory(net: Net, largest: Pass, setup: Setup) -> Memory:
     """Everything a run holds: while it loads, at the end of the forward pass, at the end of the backward pass, while it
     samples, and while a checkpoint is written.
     """
-    base = {} if setup.gpu else {"python and torch": BASE}
-    still = {**base, **lasting(net, setup)}
+    base = {} if setup.gpu else {"python and torch": BASE, "tokenizer": WORD * net.vocabulary}
+    still = lasting(net, setup)
     gradients = {"gradients": gradient_bytes(net, setup)}
     forward = {
         **still,
@@ -108,17 +113,27 @@ def memory(net: Net, largest: Pass, setup: Setup) -> Memory:
         "head": head(net, largest, setup),
     }
     backward = {**still, **gradients, "head": head_gradients(net, setup), "activations": layer(net, largest, setup)}
-    found = [
-        Moment("forward", forward),
-        Moment("backward", backward),
-        Moment("loading", {**base, **loading(net, setup)}),
-    ]
+    busy = {"forward": forward, "backward": backward}
     if setup.sampling is not None:
-        found.append(Moment("sampling", {**still, **caches(net, setup, setup.sampling), **laid_out(net, setup)}))
-    if setup.saved:
-        copy = {"checkpoint": 3 * trained(net, setup) * master_size(setup)}
-        found.append(Moment("checkpoint", {**max(found, key=lambda moment: moment.total).parts, **copy}))
-    return Memory(tuple(found))
+        busy["sampling"] = {**still, **caches(net, setup, setup.sampling), **laid_out(net, setup)}
+    if setup.saved:  # copied between two updates
+        busy["checkpoint"] = {**still, "checkpoint": checkpoint_bytes(net, setup)}
+    found = [Moment(name, {**base, **parts, **apart(parts, setup)}) for name, parts in busy.items()]
+    return Memory((*found, Moment("loading", {**base, **loading(net, setup)})))
+
+
+def checkpoint_bytes(net: Net, setup: Setup) -> int:
+    """The copy of masters and moments that is written while training goes on."""
+    number = trained(net, setup) + (net.body if setup.critic == "own" else 0)
+    return 3 * number * master_size(setup)
+
+
+def apart(parts: Mapping[str, int], setup: Setup) -> dict[str, int]:
+    """What the process holds beyond what is in use."""
+    if setup.gpu:
+        return {}
+    factor = APART_WITH_ADAPTER if setup.lora_rank else APART[setup.dtype]
+    return {"freed, between others": round((factor - 1) * sum(parts.values()))}
 
 
 # ---------------------------------------------------------------- what stays
@@ -210,7 +225,8 @@ def _adapted(net: Net, setup: Setup) -> int:
     attention = (queries + 2 * net.key_width) * size
     if size >= 4:  # the matrices behind a norm share its result
         return 4 * width * size + attention + (queries + net.products * net.inner) * size + between
-    inputs = 4 * (3 * width + queries + (2 if net.gated else 1) * width + net.inner)
+    behind = 5 if net.gated else 2  # matrices behind a norm: a family without a gate has queries, keys, values as one
+    inputs = 4 * (behind * width + queries + net.inner)
     return 2 * 4 * width + inputs + attention + (net.products - 1) * net.inner * size + between
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from prefopt import config
 from prefopt.advice.fits import Fit, Run, cheapest
 from prefopt.advice.machine import Speed
-from prefopt.advice.memory import Memory, Sampling, Setup, Where
+from prefopt.advice.memory import Memory, Sampling, Setup, Where, checkpoint_bytes
 from prefopt.advice.passes import TOKENS, Row, full
 from prefopt.advice.sizes import Net, net, of_config
 from prefopt.advice.time import Time, Work, time_of
@@ -67,6 +67,11 @@ def estimate(
         steps = steps_of(resolved, len(run.rows))
         used = time_of(found, run.epoch(), steps, run.setup, work_of(resolved, run), speed)
         run = replace(run, setup=replace(run.setup, saved=saves(resolved["checkpoint"], used.seconds)))
+    if run.setup.saved:
+        copy = checkpoint_bytes(found, run.setup) / 1e9
+        notes.append(
+            f"a checkpoint that is still being written stands beside the next update: up to {copy:.3f} GB more"
+        )
     fit = None if room is None else cheapest(run, room)
     return Estimate(resolved["objective"].facts.name, run, run.memory(), room, fit, used, tuple(notes))
 
