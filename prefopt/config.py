@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from prefopt.records import InputError
+from prefopt.records import InputError, without_secrets
 
 PACKAGE = Path(__file__).parent
 
@@ -271,6 +271,11 @@ def flat(resolved: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def recorded(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """The objective's name and every option, without the secrets in addresses."""
+    return dict(without_secrets({"objective": resolved["objective"].facts.name, **flat(resolved)}))
+
+
 def owners(classes: Mapping[str, type]) -> dict[str, str]:
     """Option -> the section that declares it. ValueError if two do: a flat key would be ambiguous."""
     owner: dict[str, str] = {}
@@ -394,14 +399,16 @@ def nearest(word: str, valid: Iterable[str]) -> str | None:
 
 
 def to_yaml(resolved: Mapping[str, Any]) -> str:
-    """The configuration as a recipe, one comment per section; `read_recipe` and `resolve` give it back unchanged."""
+    """The configuration as a recipe, one comment per section; `read_recipe` and `resolve` give it back unchanged, but
+    for secrets in addresses, which are left out.
+    """
     blocks = []
     for name, section in resolved.items():
         values = {option.name: getattr(section, option.name) for option in dataclasses.fields(section)}
         if hasattr(section, "facts"):
             values = {"objective": section.facts.name, **values}
         if values:
-            body = yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+            body = yaml.dump(without_secrets(values), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10**6)
             blocks.append(f"# {name}\n{body}")
     return "\n".join(blocks)
 

@@ -6,9 +6,11 @@ Knows nothing of what is asked: judges, generation servers and engines share it.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -17,9 +19,9 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
-from prefopt.records import InputError
+from prefopt.records import HIDDEN, InputError, discreet, keep_secret
 
 T = TypeVar("T")
 Task = Callable[[], Awaitable[T]]
@@ -63,16 +65,16 @@ class Reply(NamedTuple):
 class Endpoint:
     """A server's address with patience. Its requests run in a thread of their own, so that a caller always returns.
 
-    url: what paths are appended to. key: sent as a bearer token, never shown. counts: requests, retries, busy answers,
-    lost requests, refusals by the open breaker.
+    url: what paths are appended to, without the login that the address may hold. key: sent as a bearer token, never
+    shown. counts: requests, retries, busy answers, lost requests, refusals by the open breaker.
     """
 
     def __init__(self, url: str, patience: Patience = Patience(), key: str | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"{url!r} is not an address of a server; give one like http://127.0.0.1:8000/v1")
-        self.url, self.patience, self.counts = url.rstrip("/"), patience, Counter[str]()
-        self._key, self._local = key, parts.hostname in ("localhost", "127.0.0.1", "::1")
+        parts = _parts(url)
+        bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        self.url, self.patience, self.counts = bare.rstrip("/"), patience, Counter[str]()
+        self._local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        self._secrets, self._authorization = _credentials(parts, key)
         self._lost = 0  # requests lost in a row
         self._closed_until = self._quiet_until = self._next_start = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -160,8 +162,8 @@ class Endpoint:
         """Status, headers and body of one exchange."""
         method, content = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
         headers = {"content-type": "application/json"} if content else {}
-        if self._key:
-            headers["authorization"] = f"Bearer {self._key}"
+        if self._authorization:
+            headers["authorization"] = self._authorization
         async with self._open().stream(method, self.url + path, content=content, headers=headers) as answer:
             raw = bytearray()
             async for piece in answer.aiter_bytes():
@@ -214,8 +216,10 @@ class Endpoint:
 
     def _shown(self, raw: bytes) -> str:
         """The beginning of an error's text, without the key that a server may repeat."""
-        text = " ".join(raw[:2000].decode("utf-8", "replace").split())[:300]
-        return text.replace(self._key, "***") if self._key else text
+        text = discreet(" ".join(raw[:2000].decode("utf-8", "replace").split()))
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return text[:300]
 
     def _open(self) -> Any:
         import httpx
@@ -234,6 +238,35 @@ class Endpoint:
             self._gate = asyncio.Semaphore(self.patience.concurrency)
             threading.Thread(target=self._loop.run_forever, daemon=True, name="prefopt-endpoint").start()
         return self._loop
+
+
+def _parts(url: str) -> SplitResult:
+    """An address taken apart. InputError where it is none, or its login was left out where it was written down."""
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        whole = False
+    if not whole:
+        raise InputError(f"{url!r} is not an address of a server; give one like http://127.0.0.1:8000/v1")
+    if HIDDEN in parts.netloc:
+        raise InputError(f"{url}: the login is not kept with a run; give the whole address again")
+    return parts
+
+
+def _credentials(parts: SplitResult, key: str | None) -> tuple[list[str], str | None]:
+    """What must not be shown, and the header that proves who asks; None where nothing does."""
+    if "@" not in parts.netloc:
+        secrets, said = [key] if key else [], f"Bearer {key}" if key else None
+    elif key:
+        raise InputError(f"{parts.hostname}: the address holds a login and there is a key too; leave one of them out")
+    else:
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        coded = base64.b64encode(f"{user}:{password}".encode()).decode()
+        secrets, said = [one for one in (password or user, coded) if one], f"Basic {coded}"
+    for secret in secrets:
+        keep_secret(secret)
+    return secrets, said
 
 
 async def _all(tasks: Sequence[Task[T]], seconds: float) -> list[T | None]:
@@ -259,7 +292,13 @@ def _parsed(raw: bytes, url: str) -> Reply:
     try:
         return Reply(json.loads(raw), "", 200)
     except (ValueError, RecursionError):
-        return Reply(None, f"{url}: the answer is not JSON: {raw[:80]!r}", 200)
+        return Reply(None, discreet(f"{url}: the answer is not JSON: {raw[:80]!r}"), 200)
+
+
+def require_name(option: str, variable: str) -> None:
+    """ValueError unless `variable` can name an environment variable. It may be the key itself, so it is not shown."""
+    if variable and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):
+        raise ValueError(f"{option} takes the name of an environment variable, such as MY_KEY, and not the key itself")
 
 
 def key_from(variable: str) -> str | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,10 @@ Message = Mapping[str, Any]  # {"role": ..., "content": ...}
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong. The message says what was found, where, and what to do."""
+    """Something the user gave is wrong. The message says what was found, where, and what to do, and no secret."""
+
+    def __init__(self, *said: Any) -> None:
+        super().__init__(*map(without_secrets, said))
 
 
 class NotFinite(InputError):
@@ -99,6 +104,52 @@ class Reward(Protocol):
 def text_of(said: str | Sequence[Message]) -> str:
     """Text, or messages as their contents one after the other."""
     return said if isinstance(said, str) else "\n".join(str(turn.get("content") or "") for turn in said)
+
+
+# ---------------------------------------------------------------- secrets
+
+HIDDEN = "***"
+LEAST = 8  # characters of a secret; what is shorter would be found in ordinary words
+LOGIN = re.compile(r"(?<=://)[^\s/?#'\"<>]+@")  # in an address
+QUERY = re.compile(r"(?<=[?&])([\w-]*(?:token|key|secret|password|signature)[\w-]*=)[^&#\s'\"]+", re.IGNORECASE)
+VARIABLE = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)  # names of environment variables that hold one
+
+_kept: set[str] = set()
+
+
+def keep_secret(value: str) -> None:
+    """From here on `discreet` hides this value too."""
+    if len(value) >= LEAST:
+        _kept.add(value)
+
+
+def discreet(text: str) -> str:
+    """`text` without the logins and keys in addresses, the values of variables such as HF_TOKEN, and kept secrets."""
+    text = QUERY.sub(rf"\g<1>{HIDDEN}", LOGIN.sub(f"{HIDDEN}@", text))
+    held = {value for name, value in os.environ.items() if len(value) >= LEAST and VARIABLE.search(name)}
+    for secret in sorted(_kept | held, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+def without_secrets(value: Any) -> Any:
+    """`value`, a tree of dicts and lists, with every text in it `discreet`."""
+    if isinstance(value, str):
+        return discreet(value)
+    if isinstance(value, dict):
+        return {name: without_secrets(item) for name, item in value.items()}
+    return type(value)(map(without_secrets, value)) if type(value) in (list, tuple) else value
+
+
+class Discreet(logging.Filter):
+    """Keeps secrets out of what the program logs."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = discreet(record.getMessage()), ()
+        return True
+
+
+logging.getLogger("prefopt").addFilter(Discreet())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -341,7 +341,7 @@ def test_every_option_is_explained_once(objective: str) -> None:
 
 
 POOL: list[Any] = [
-    *(True, False, 1, 2, 7, 0.25, 0.5, 3.5, "word", "off", "1e-6", Path("a/b"), None, {"a": "b"}, {"a": 1}),
+    *(True, False, 1, 2, 7, 0.25, 0.5, 3.5, "word", "NAME", "off", "1e-6", Path("a/b"), None, {"a": "b"}, {"a": 1}),
     *(["a", "b"], ("a", "b"), [1, 2], (0.8, 0.9)),
 ]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from prefopt.endpoint import Endpoint, Patience, Reply, key_from
+from prefopt.endpoint import Endpoint, Patience, Reply, key_from, require_name
 from prefopt.models.sampling import Sampling
 from prefopt.records import InputError, Message
 
@@ -43,6 +43,7 @@ class ServerOptions:
             raise ValueError(f"server_timeout must be seconds above 0, got {self.server_timeout}")
         if self.server_concurrency < 1 or self.server_retries < 0 or not self.server_per_second >= 0:
             raise ValueError("server_concurrency must be at least 1, server_retries and server_per_second at least 0")
+        require_name("server_key_variable", self.server_key_variable)
 
 
 class Written(NamedTuple):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from prefopt import ranks
-from prefopt.endpoint import Endpoint, Patience, Reply, key_from
+from prefopt.endpoint import Endpoint, Patience, Reply, key_from, require_name
 from prefopt.models.policy import Policy
 from prefopt.models.sampling import Completion, Sampling
 from prefopt.models.weights import fingerprint, named_weights
@@ -72,6 +72,7 @@ class VllmOptions:
             raise ValueError(f"vllm_memory must be above 0 and at most 1, got {self.vllm_memory}")
         if self.vllm_retries < 0 or not self.vllm_timeout > 0:
             raise ValueError("vllm_retries must not be negative, and vllm_timeout above 0")
+        require_name("vllm_key_variable", self.vllm_key_variable)
 
 
 class Drawn(NamedTuple):
@@ -309,6 +310,7 @@ class Colocated:
         self.sleeps, self.asleep = options.vllm_sleep, False
         self.engine = self.vllm.LLM(
             model=model,
+            load_format="safetensors",  # else it falls back to pickles
             worker_extension_cls=EXTENSION,
             logprobs_mode="processed_logprobs",
             gpu_memory_utilization=options.vllm_memory,

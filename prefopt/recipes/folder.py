@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,17 @@ from prefopt.records import InputError
 
 CHECKPOINTS = "checkpoints"  # folder of the run's whole state, while it goes on
 BEST = "best"  # folder of the weights that keep=best may choose, while it goes on
+
+
+@contextlib.contextmanager
+def closed_to_others() -> Iterator[None]:
+    """Whatever the umask allows, what is written meanwhile cannot be changed by every user of the machine."""
+    before = os.umask(0o077)
+    os.umask(before | 0o002)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _overwritten(model: str | None, out: Path) -> str | None:

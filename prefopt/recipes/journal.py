@@ -13,7 +13,9 @@ from typing import Any
 from prefopt import config, metrics, ranks, streams
 from prefopt.checkpoint.commit import write_synced
 from prefopt.recipes.lines import Lines
-from prefopt.records import InputError, text_of
+from prefopt.recipes.signals import Paused
+from prefopt.recipes.trackers import Trackers
+from prefopt.records import InputError, discreet, text_of
 
 log = logging.getLogger("prefopt")
 QUIET_SECONDS = 10.0  # without a terminal, one line in so many seconds
@@ -84,6 +86,8 @@ class Journal:
         self.stack = contextlib.ExitStack()
         self.bar: Any = None
         self.out, self.settings = out, settings
+        names = settings["run"].services if ranks.is_main() else []
+        self.trackers = Trackers(names, out, config.recorded(settings), self.say)
 
     def keep_settings(self) -> None:
         """Write config.yaml, which --resume reads: whole, or as it was. InputError where the disk does not take it."""
@@ -102,7 +106,9 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stack.close()
+        failed = error is not None and not isinstance(error, Paused)
+        with self.stack:
+            self.trackers.close(failed)
 
     def say(self, text: str) -> None:
         """Lines for the reader of the log."""
@@ -123,6 +129,7 @@ class Journal:
         """Begin the files anew."""
         self.metrics.clear()
         self.rows.clear()
+        self.trackers.forget()
 
     def state_dict(self) -> dict[str, Any]:
         files = {"metrics": self.metrics.state_dict(), "rows": self.rows.state_dict()}
@@ -159,6 +166,7 @@ class Journal:
         if not ranks.is_main():
             return
         self.metrics.append({"step": step, **values})
+        self.trackers.listen(step, values)
         self._show(step, values)
 
     def completions(self, step: int, rows: list[dict[str, Any]], num: int | None) -> None:
@@ -174,6 +182,7 @@ class Journal:
             self._print(completion_line(step, kept[0]))
 
     def _print(self, text: str) -> None:
+        text = discreet(text)
         if self.bar is not None:
             self.bar.console.print(text, markup=False, highlight=False)
         else:

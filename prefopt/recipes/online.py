@@ -13,7 +13,7 @@ from prefopt.batch import Batch
 from prefopt.budget import Budget
 from prefopt.data import Dataset
 from prefopt.recipes.journal import Journal
-from prefopt.records import InputError, Reward
+from prefopt.records import InputError, Reward, discreet
 from prefopt.rewards import Mixture, RewardOptions
 from prefopt.rewards import build as build_reward
 from prefopt.rollout import RolloutOptions
@@ -201,7 +201,7 @@ def completion_rows(step: int, group: Group) -> list[dict[str, Any]]:
             "completion": sample.completion,
             "reward": score.value,
             "parts": dict(score.parts),
-            "why": score.why,
+            "why": discreet(score.why),
             "tokens": len(sample.tokens),
             "finished": sample.finished,
             "where": group.draw.prompt.where,

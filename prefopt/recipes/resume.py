@@ -23,7 +23,7 @@ from prefopt.records import InputError, text_of
 
 # options that change nothing of what is trained, or name what is compared by its content
 FREE = {
-    *("out", "overwrite", "push_to_hub", "hub_private", "max_wait_minutes", "cache_dir", "save_completions"),
+    *("out", "overwrite", "push_to_hub", "hub_private", "max_wait_minutes", "cache_dir", "save_completions", "track"),
     *("save_minutes", "save_every", "keep_checkpoints", "save_async", "max_failed_saves", "allow_inexact"),
     *("model", "data", "eval_data", "easier_data"),
 }
@@ -100,10 +100,10 @@ def find(out: Path) -> tuple[Checkpoint | None, list[Skipped]]:
 
 def options_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Every option that decides the result, and the objective's name, as JSON holds them."""
-    values = {name: value for name, value in config.flat(settings).items() if name not in FREE}
+    values = {name: value for name, value in config.recorded(settings).items() if name not in FREE}
     if "reward" in settings:
         values["reward"] = [named(one) for one in settings["reward"].names]
-    return dict(json.loads(json.dumps({"objective": settings["objective"].facts.name, **values}, default=str)))
+    return dict(json.loads(json.dumps(values, default=str)))
 
 
 def surroundings() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,7 +34,7 @@ from prefopt.objectives.facts import extras, fitted, needs_reference, settled
 from prefopt.optimizer import Updater
 from prefopt.recipes import online
 from prefopt.recipes.card import write_card, written_text
-from prefopt.recipes.folder import BEST, CHECKPOINTS, clear, prepare
+from prefopt.recipes.folder import BEST, CHECKPOINTS, clear, closed_to_others, prepare
 from prefopt.recipes.journal import Journal, progress
 from prefopt.recipes.results import Best, save, save_critic, with_a_better_way
 from prefopt.recipes.resume import Earlier, RunState
@@ -74,6 +74,9 @@ class RunOptions:
     push_to_hub: str | None = None
     # whether a repository that push_to_hub makes is private
     hub_private: bool = True
+    # services that are told the metrics as well: tensorboard, wandb, trackio, mlflow, or a function of yours as
+    # file.py:function, called with (step, metrics); training never waits for one
+    track: str | list[str] = field(default_factory=list)
     # of several processes: minutes that one waits for the others before the run stops; more where a reward may keep one
     # busy for longer
     max_wait_minutes: float = 10.0
@@ -85,6 +88,11 @@ class RunOptions:
             raise ValueError(f"max_wait_minutes must be above 0, got {self.max_wait_minutes}")
         if self.keep == "best" and self.eval_data is None and not self.eval_fraction:
             raise ValueError("keep: best needs held-out rows; give eval_data or an eval_fraction above 0")
+
+    @property
+    def services(self) -> list[str]:
+        """What `track` names."""
+        return [self.track] if isinstance(self.track, str) else list(self.track)
 
 
 class Result(NamedTuple):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from prefopt.endpoint import Patience
+from prefopt.endpoint import Patience, require_name
 from prefopt.records import InputError
 
 MODES = ("rubric", "pairwise", "ranking")
@@ -66,6 +66,7 @@ class JudgeOptions:
         for name in ("judge_opponents", "judge_temperature", "judge_retries", "judge_per_second"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        require_name("judge_key_variable", self.judge_key_variable)
 
     @property
     def patience(self) -> Patience:
