@@ -10,6 +10,7 @@ from typing import Any
 
 from prefopt.models.heads import LAYERS, TASKS, kind_in
 from prefopt.models.load import turn_dropout_off
+from prefopt.models.pickles import no_pickles, refuse_pickles
 from prefopt.records import InputError
 
 START = "prefopt_start"  # name of the frozen copy of the adapter a run continues
@@ -35,7 +36,7 @@ def adapt(model: Any, options: LoraOptions, adapter: Path | None = None) -> Any:
     A continued adapter is loaded twice: the second copy stays frozen, as the reference. The model comes back unchanged
     when there is neither an adapter nor a rank.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if adapter is None and not options.lora_rank:
         if getattr(model, "is_quantized", False):
@@ -45,8 +46,9 @@ def adapt(model: Any, options: LoraOptions, adapter: Path | None = None) -> Any:
         checkpointing = getattr(model, "is_gradient_checkpointing", False)
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     if adapter is not None:
-        adapted = PeftModel.from_pretrained(model, adapter, is_trainable=True)
-        adapted.load_adapter(adapter, adapter_name=START, is_trainable=False)
+        adapted = attached(model, adapter, is_trainable=True)
+        with no_pickles(adapter):
+            adapted.load_adapter(adapter, adapter_name=START, is_trainable=False)
         adapted.set_adapter("default")
         turn_dropout_off(adapted)  # adapters bring their own, switched on
         return adapted
@@ -60,6 +62,15 @@ def adapt(model: Any, options: LoraOptions, adapter: Path | None = None) -> Any:
         task_type=TASKS[kind],
     )
     return get_peft_model(model, config)
+
+
+def attached(model: Any, adapter: Path, is_trainable: bool = False) -> Any:
+    """The model with the adapter in a directory on it. InputError where its weights are a pickle."""
+    from peft import PeftModel
+
+    refuse_pickles(adapter)
+    with no_pickles(adapter):
+        return PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
 
 
 def is_adapted(model: Any) -> bool:

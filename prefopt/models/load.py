@@ -28,6 +28,7 @@ from prefopt.models.heads import (
     kind_in,
     refuse_other_heads,
 )
+from prefopt.models.pickles import no_pickles, refuse_pickles
 from prefopt.records import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -80,7 +81,11 @@ def load(
     """
     quiet_bars()
     base, adapter = _resolve(source)
-    model, new = _weights(base, options, torch.device(device), head)
+    for folder in (Path(base), adapter):
+        if folder is not None and folder.is_dir():
+            refuse_pickles(folder, head)
+    with no_pickles(base):
+        model, new = _weights(base, options, torch.device(device), head)
     tokenizer = load_tokenizer(tokenizer_source(source), options)
     if head != "language":
         (give_padding if new else keep_padding)(model, tokenizer)
@@ -107,6 +112,7 @@ def _weights(base: str, options: ModelOptions, device: torch.device, head: HeadK
                 base,
                 dtype=pick_dtype(options.dtype, device),
                 quantization_config=quantization,
+                use_safetensors=True,
                 output_loading_info=True,
                 **extra,
                 **hub,

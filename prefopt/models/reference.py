@@ -176,7 +176,7 @@ class Cached:
 
     def _read(self, path: Path) -> None:
         try:
-            with np.load(path) as file:
+            with np.load(path, allow_pickle=False) as file:
                 names, lengths, logp = file["keys"], file["lengths"], file["logp"]
             if lengths.sum() != len(logp) or len(names) != len(lengths):
                 raise ValueError("sizes disagree")

@@ -12,6 +12,7 @@ from prefopt import ranks
 from prefopt.data import DataOptions, load, read_prompts
 from prefopt.data.columns import Record
 from prefopt.data.template import Encoder
+from prefopt.models.adapters import attached
 from prefopt.models.load import ModelOptions
 from prefopt.models.load import load as load_model
 from prefopt.models.sampler import Local, positions
@@ -126,7 +127,7 @@ class ServerWriter:
 
     def __init__(self, options: ServerOptions) -> None:
         self.server = Server(options)
-        self.about = {"model": self.server.ping(), "server": options.server_url}
+        self.about = {"model": self.server.ping(), "server": self.server.endpoint.url}
 
     def read(self, source: str | Sequence[str], options: DataOptions) -> Prompts:
         """A text of a list is a user's turn; of a file, texts are completed and messages answered."""
@@ -183,6 +184,4 @@ def _model(source: str, adapter: str | None, options: ModelOptions) -> tuple[Any
     folder = adapter or loaded.adapter
     if folder is None:
         return loaded.model, loaded.tokenizer
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(loaded.model, folder), loaded.tokenizer
+    return attached(loaded.model, Path(folder)), loaded.tokenizer
