@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from laws import save_model
+from laws import save_model, write_rows
 from lives import arguments, prepare
 
 import prefopt
@@ -19,7 +19,7 @@ from prefopt.recipes import train as recipe
 from prefopt.recipes.signals import EXIT_CODE
 from prefopt.records import InputError
 
-ASKED = {"save_every": None, "save_minutes": None}
+ASKED = {"save_minutes": None, "preflight": "off"}
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -143,6 +143,18 @@ def test_a_changed_column_that_only_the_reward_reads_is_refused(folder, nothing_
 
 
 @pytest.mark.fault(31, 32)
+@pytest.mark.parametrize("what", ["data", "model"])
+def test_a_refused_command_leaves_the_settings_that_resume_reads(what, folder):
+    before = (folder / "dpo" / "config.yaml").read_text()
+    (folder / "other").mkdir()
+    other = save_model(folder / "other", seed=1) if what == "model" else folder / "other" / "pairs.jsonl"
+    if what == "data":
+        write_rows(other, "pairs", seed=1)
+    refused(folder, **{what: other})
+    assert (folder / "dpo" / "config.yaml").read_text() == before
+
+
+@pytest.mark.fault(31, 32)
 def test_allow_inexact_goes_on_and_the_summary_keeps_every_difference_of_every_life(folder, capsys):
     plain, taken = recipe.run_loop, []
 
@@ -164,6 +176,8 @@ def test_allow_inexact_goes_on_and_the_summary_keeps_every_difference_of_every_l
     save_model(folder / "model", seed=1)
     summary = go_on(folder, learning_rate=2e-2, allow_inexact=True)
     first, second = summary["inexact"]
+    said = capsys.readouterr().err
+    assert f"resuming after update 4, not exactly, as asked:\n  {second}" in said and ", exactly" not in said
     assert first == "learning_rate: 0.01 then, 0.02 now" and second.startswith("model: ")
     assert summary["resumed_at"] == [3, 4]
     assert json.loads((folder / "dpo" / "summary.json").read_text())["inexact"] == [first, second]

@@ -11,8 +11,8 @@ import scenes
 from lives import result
 
 needs_mounts = pytest.mark.skipif(not scenes.can_mount(), reason="no process here may mount a disk of a given size")
-NEVER = {"save_every": None, "save_minutes": None}
-OFTEN = {"save_every": 3, "save_minutes": None, "save_async": False}
+NEVER = {"save_minutes": None, "preflight": "off"}
+OFTEN = {**NEVER, "save_every": 3, "save_async": False}
 
 
 class Sizes(NamedTuple):
