@@ -107,6 +107,8 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         failed = error is not None and not isinstance(error, Paused)
+        for lines in (self.metrics, self.rows):
+            lines.close()
         with self.stack:
             self.trackers.close(failed)
 

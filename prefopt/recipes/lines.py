@@ -39,6 +39,15 @@ class Lines:
                 log.warning("%s: cannot be written (%s); its lines wait in memory, training goes on", self.path, error)
             self.warned = True
 
+    def close(self) -> None:
+        """Try once more to write what waits; say how many lines are lost where that fails."""
+        if not self.waiting:
+            return
+        try:
+            self._write()
+        except OSError as error:
+            log.warning("%s: its last %d lines could not be written (%s)", self.path, len(self.waiting), error)
+
     def _write(self) -> None:
         with self.path.open("ab") as file:
             if file.tell() < self.size:  # someone has taken from it: filling up would be with NUL bytes
