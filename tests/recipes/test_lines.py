@@ -123,6 +123,20 @@ def test_lines_wait_while_the_disk_is_full_and_come_in_order_with_one_warning(pa
     assert held(path) == [100, *range(200, 210), 300]
 
 
+@pytest.mark.fault(7)
+def test_at_the_end_what_waits_is_written_or_it_is_said_how_much_is_lost(path, caplog):
+    lines = Lines(path)
+    lines.append(1)
+    with room(path, 0):
+        lines.append(2)
+        lines.append(3)
+        caplog.clear()
+        lines.close()
+    assert "its last 2 lines could not be written" in caplog.text
+    lines.close()
+    assert held(path) == [1, 2, 3]
+
+
 def test_what_waits_is_part_of_the_state(path):
     lines = Lines(path)
     lines.append(1)
