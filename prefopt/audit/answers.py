@@ -87,7 +87,7 @@ def is_cut(text: str) -> bool:
     tail = text.rstrip()
     if not tail or not (tail[-1].islower() or tail[-1] in ",;"):
         return False
-    if len(text.split()) < SHORT or "```" in text:
+    if len(text.split()) < SHORT or "```" in text or "/" in tail.split()[-1]:  # code, an address
         return False
     last = tail.rsplit("\n", 1)[-1]
     if len(last.split()) < 6 or re.match(r"\s*(?:[-*•#|>]|\(?[\dA-Za-z]{1,3}[.)]|[^\s:]{1,30}:)\s", last):

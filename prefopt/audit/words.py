@@ -100,7 +100,7 @@ def runs(texts: Corpus, length: int) -> tuple[Hashes, Ints]:
             shorter[step] = (at, code[at])
             after = np.zeros_like(word)
             after[:-step] = word[step:]
-            code = mixed(code + after, step)
+            code = mixed(code * np.uint64(3) + after, step)  # not a plain sum: order counts
     keep = np.arange(len(word)) < np.repeat(texts.starts[1:] - length + 1, texts.lengths)
     for at, whole in shorter.values():
         keep[at], code[at] = True, whole

@@ -132,7 +132,7 @@ def _fix(report: Any, out: Path, names: list[str]) -> None:
     complain(f"wrote {len(cleaned.kept):,} rows to {out}; removed {len(cleaned.removed):,} ({counts}), listed with the")
     complain(f"reason in {log_path(out)}")
     if cleaned.partial:
-        complain(f"{cleaned.partial:,} rows stay, since only some of the answers they hold were named")
+        complain(f"rows that are kept, since only some of what they hold was named: {cleaned.partial:,}")
 
 
 def checks_data() -> list[dict[str, Any]]:

@@ -145,7 +145,10 @@ PLANTED: tuple[Planted, ...] = (
     Planted(
         "cut-off",
         pairs,
-        answer("chosen", lambda said: said + " " + said.rstrip(".").lower()[: len(said) * 2 // 3].rsplit(" ", 1)[0].rstrip(".")),
+        answer(
+            "chosen",
+            lambda said: said + " " + said.rstrip(".").lower()[: len(said) * 2 // 3].rsplit(" ", 1)[0].rstrip("."),
+        ),
     ),
     Planted("refused", pairs, lambda row, _: {**row, "chosen": REFUSALS[len(row["chosen"]) % 3]}),
     Planted("formula", pairs, answer("chosen", lambda said: f"As an AI language model, {said}")),
