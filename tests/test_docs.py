@@ -17,7 +17,7 @@ import yaml
 from laws import save_model
 
 from prefopt import catalogue, cli, config, metrics
-from prefopt.commands import sample, score
+from prefopt.commands import doctor, sample, score
 from prefopt.data import load
 from prefopt.data.shapes import KNOWN, SHAPES
 from prefopt.objectives import EVERY
@@ -85,6 +85,10 @@ def check_command(words: list[str], folder: Path) -> None:
             )
         assert given_words.model or not local, words
         assert (getattr(given_words, "prompt", None) is None) != (given_words.data is None), words
+    elif words and words[0] == "doctor":
+        given_words = doctor.doctor_parser().read(words[1:])
+        assert given_words.words, words
+        config.parse_overrides(given_words.words[1:])
     elif words:
         assert cli.main([*words, "--help"] if words[0] == "quickstart" else words) == 0, words
 

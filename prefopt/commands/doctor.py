@@ -32,11 +32,7 @@ failed groups failed or were solved, and how far the policy has gone, is not in 
 
 def doctor(words: list[str]) -> None:
     """Read a log, say what is found, and write the recipe that mends it."""
-    parser = Parser("doctor", DOCTOR)
-    parser.add_argument("words", nargs="*")
-    parser.add_argument("--apply", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    given = parser.read(words)
+    given = doctor_parser().read(words)
     if given.help:
         return say(DOCTOR)
     if not given.words:
@@ -48,6 +44,14 @@ def doctor(words: list[str]) -> None:
     say(as_json(found.summary()) if given.json else found.text())
     if given.apply:
         complain(_applied(found, overrides))
+
+
+def doctor_parser() -> Parser:
+    parser = Parser("doctor", DOCTOR)
+    parser.add_argument("words", nargs="*")
+    for flag in ("--apply", "--json"):
+        parser.add_argument(flag, action="store_true")
+    return parser
 
 
 def _applied(found: Diagnosis, overrides: list[str]) -> str:

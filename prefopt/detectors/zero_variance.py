@@ -45,6 +45,6 @@ class ZeroVariance:
             self.share,
             f"in {share:.0%} of the groups all completions are worth the same ({which}): nothing is learnt from them",
             "Harder prompts, or stop" if easy else "Easier prompts, more completions of each, or dynamic_sampling",
-            {"dynamic_sampling": True} if "dynamic_sampling" in line.run.options else {},
+            {"dynamic_sampling": True} if easy and "dynamic_sampling" in line.run.options else {},
             evidence={"solved": solved, "failed": failed},
         )
