@@ -149,6 +149,9 @@ def test_another_number_of_processes_is_refused_and_allowed_where_asked(kind, be
     assert gone_on.codes == [0] * now, gone_on.said
     summary = json.loads((out / "summary.json").read_text())
     assert f"processes: {before} then, {now} now" in summary["inexact"] and summary["resumed_at"] == [5]
+    if kind == "grpo":  # the half of a rollout that this process had is left out, and another one drawn
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "reward" in line] == [1, 5, 6, 10]
 
 
 @pytest.mark.fault(31)
