@@ -157,7 +157,7 @@ def _text(data: bytes, where: str) -> str:
 
 
 class _Refused(ValueError):
-    pass
+    """JSON that is well-formed and not taken. args: reason, detail, what to do."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -165,12 +165,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise _Refused(f"duplicate key|{twice!r} appears twice in one object|keep one")
+        raise _Refused("duplicate key", f"{twice!r} appears twice in one object", "keep one")
     return values
 
 
 def _constant(name: str) -> Any:
-    raise _Refused(f"{name} is not JSON|the value of a column|write null, or drop the row")
+    raise _Refused(f"{name} is not JSON", "the value of a column", "write null, or drop the row")
 
 
 _decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant)
@@ -181,12 +181,27 @@ def _loads(text: str, where: str) -> Any:
     try:
         return _decoder.decode(text)
     except _Refused as error:
-        reason, detail, todo = str(error).split("|")
-        raise RowError(where, reason, todo, detail) from None
+        raise _refused(where, error) from None
     except json.JSONDecodeError as error:
         raise _broken(where, error, text, 0) from None
     except RecursionError:
-        raise RowError(where, "JSON nested too deeply", "one flat object per row is expected") from None
+        raise _deep(where) from None
+    except ValueError as error:
+        raise _digits(where, error) from None
+
+
+def _refused(where: str, error: _Refused) -> RowError:
+    reason, detail, todo = error.args
+    return RowError(where, reason, todo, detail)
+
+
+def _deep(where: str) -> RowError:
+    return RowError(where, "JSON nested too deeply", "one flat object per row is expected")
+
+
+def _digits(where: str, error: ValueError) -> RowError:
+    """Python reads no whole number of thousands of digits."""
+    return RowError(where, "a number of too many digits", "write it as text, or drop the row", str(error).split(";")[0])
 
 
 def _broken(where: str, error: json.JSONDecodeError, text: str, start: int) -> RowError:
@@ -239,16 +254,20 @@ def _element(text: str, position: int, path: Path, line: int) -> tuple[Row | Row
     """One element of the array and where it ends. RowError raised: the array is broken; returned: this row is."""
     where = f"{path}:{line}"
     try:
-        value, end = _decoder.raw_decode(text, position)
-        return _row(where, value), end
-    except RowError as error:
-        return error, end
-    except _Refused as error:
-        reason, detail, todo = str(error).split("|")
-        return RowError(where, reason, todo, detail), json.JSONDecoder().raw_decode(text, position)[1]
+        try:
+            value, end = _decoder.raw_decode(text, position)
+            return _row(where, value), end
+        except RowError as error:
+            return error, end
+        except _Refused as error:
+            return _refused(where, error), json.JSONDecoder().raw_decode(text, position)[1]
+    except RecursionError:
+        raise _deep(where) from None
     except json.JSONDecodeError as error:
         at = line + text.count("\n", position, error.pos)
         raise _broken(f"{path}:{at}", error, text, text.rfind("\n", 0, error.pos) + 1) from None
+    except ValueError as error:
+        raise _digits(where, error) from None
 
 
 _space = re.compile(r"[ \t\r\n]*")
