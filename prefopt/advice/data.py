@@ -20,7 +20,7 @@ from prefopt.rewards.answers import COLUMNS, NUMBER, right_answers
 
 USUAL = DataOptions()
 SHORT = 60  # characters of an answer that can be compared as it is
-LOOKED_AT = 4000  # rows that the slower figures are taken from
+LOOKED_AT = 2000  # rows that the slower figures are taken from
 BUCKETS = 2048  # of token counts, by hash
 FEWEST = 20  # repeated rows from which wrong labels are estimated
 TESTS = ("test", "test_list", "inputs", "input_output")  # columns that the reward `code` reads

@@ -193,7 +193,7 @@ def activations(net: Net, largest: Pass, setup: Setup) -> int:
     else:
         kept = net.layers * layer(net, largest, setup)
     own = 2 if setup.critic == "own" else 1
-    return own * (kept + 3 * stream)  # embeddings, and the last norm
+    return own * (kept + largest.tokens * _last_norm(net, setup))
 
 
 def layer(net: Net, largest: Pass, setup: Setup) -> int:
@@ -206,6 +206,13 @@ def layer(net: Net, largest: Pass, setup: Setup) -> int:
     each = _adapted(net, setup) if setup.lora_rank else _whole(net, setup)
     scores = 0 if setup.gpu else net.heads * largest.kept * setup.size
     return largest.tokens * each + scores
+
+
+def _last_norm(net: Net, setup: Setup) -> int:
+    """What the norm behind the last layer keeps of one token: its input, and what a trained weight multiplies."""
+    if not net.root_norm:
+        return net.width * setup.size
+    return net.width * (max(4, setup.size) + (0 if setup.lora_rank else setup.size))
 
 
 def _whole(net: Net, setup: Setup) -> int:
