@@ -1,4 +1,4 @@
-"""One server of training runs for all tests here, and how many threads its runs have."""
+"""One server of training runs and one of commands for all tests here, and how many threads their runs have."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from forks import Forks
 from lives import Server, prepare, result
 
 
@@ -16,6 +17,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("lives")
     prepare(folder)
     made = Server(folder)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Commands, each in a process of its own."""
+    made = Forks(tmp_path_factory.mktemp("forks"))
     yield made
     made.close()
 

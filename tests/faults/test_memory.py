@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from forks import Forks
 from laws import WORDS, largest_difference, word_tokenizer
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -36,13 +35,6 @@ def folder(tmp_path_factory):
     rows = [{name: " ".join(draw.choices(WORDS, k=20)) for name in ("prompt", "chosen", "rejected")} for _ in range(16)]
     (made / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return made
-
-
-@pytest.fixture(scope="module")
-def forks(folder):
-    made = Forks(folder)
-    yield made
-    made.close()
 
 
 def words(folder: Path, out: Path) -> list[str]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from fake_server import Answer, closed_port, serving
-from forks import Forks
 from laws import save_model, write_rows
 
 from prefopt import cli
@@ -37,13 +36,6 @@ def folder(tmp_path_factory):
     write_rows(made / "prompts.jsonl", "prompts")
     (made / "reward.py").write_text(REWARD)
     return made
-
-
-@pytest.fixture(scope="module")
-def forks(folder):
-    made = Forks(folder)
-    yield made
-    made.close()
 
 
 def words(folder: Path, out: Path) -> list[str]:
