@@ -3,8 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 VENV_STAMP := .venv/.installed
 PARITY_STAMP := .venv-parity/.installed
+FUZZ_STAMP := .venv-fuzz/.installed
+# seconds that `make fuzz` goes on for each target
+SECONDS ?= 600
 
-.PHONY: quickstart quickstart-grpo test kills parity check lint types format bench-dpo bench-offline bench-saving bench-grpo docs clean
+.PHONY: quickstart quickstart-grpo test kills fuzz parity check lint types format bench-dpo bench-offline bench-saving bench-grpo docs clean
 
 quickstart: $(VENV_STAMP)  ## a model from nothing, SFT, then DPO, and what changed
 	$(BIN)/prefopt quickstart
@@ -18,6 +21,9 @@ test: $(VENV_STAMP)  ## every test, a process for each core
 
 kills: $(VENV_STAMP)  ## 100 kills of each kind of run at random moments: every one ends as if nothing had happened
 	PREFOPT_KILLS=100 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto tests/faults/test_kills.py
+
+fuzz: $(FUZZ_STAMP)  ## readers, shapes, recipes and the sandbox's messages, SECONDS=600 each; what crashes is kept as a test
+	OMP_NUM_THREADS=1 .venv-fuzz/bin/python tests/fuzz/fuzz.py $(SECONDS)
 
 parity: $(PARITY_STAMP)  ## loss and gradient of every row beside TRL's own trainers, in an environment of its own
 	OMP_NUM_THREADS=1 .venv-parity/bin/pytest -q tests/parity
@@ -51,7 +57,7 @@ docs: $(VENV_STAMP)  ## write the parts of docs/ that repeat what the source say
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf .venv .venv-parity build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-parity .venv-fuzz build dist .mypy_cache .ruff_cache .pytest_cache
 
 # $(1): its folder, $(2): the group of optional dependencies it gets
 define environment
@@ -68,3 +74,6 @@ $(VENV_STAMP): pyproject.toml constraints.txt
 
 $(PARITY_STAMP): pyproject.toml constraints.txt
 	$(call environment,.venv-parity,parity)
+
+$(FUZZ_STAMP): pyproject.toml constraints.txt
+	$(call environment,.venv-fuzz,fuzz)
