@@ -16,6 +16,7 @@ from typing import Any
 
 from prefopt import ranks
 from prefopt.checkpoint import commit
+from prefopt.checkpoint.tensors import hasher
 from prefopt.checkpoint.tree import Tree
 from prefopt.records import InputError
 
@@ -82,6 +83,7 @@ class Keeper:
         self.thread = ThreadPoolExecutor(1, "prefopt-checkpoint") if options.save_async else None
         if self.thread is not None:
             self.thread.submit(int).result()
+        hasher()
 
     def __enter__(self) -> Keeper:
         return self

@@ -7,9 +7,10 @@ https://huggingface.co/docs/safetensors
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ DTYPES = {
     torch.float32: "F32",
     torch.float64: "F64",
 }
+_hasher_of: tuple[int, ThreadPoolExecutor] | None = None
 
 
 def save_file(tensors: Mapping[str, Tensor], path: Path) -> str:
@@ -37,11 +39,26 @@ def save_file(tensors: Mapping[str, Tensor], path: Path) -> str:
     TypeError for a type of numbers that is not in DTYPES.
     """
     parts = _parts(tensors)
-    with ThreadPoolExecutor(1) as pool, path.open("wb", buffering=0) as file:
-        hashed = pool.submit(_hash, parts)
-        for part in parts:
-            _write(file, part)
+    hashed = hasher().submit(_hash, parts)
+    try:
+        with path.open("wb", buffering=0) as file:
+            for part in parts:
+                _write(file, part)
+    finally:
+        wait([hashed])  # it reads the tensors
     return hashed.result()
+
+
+def hasher() -> ThreadPoolExecutor:
+    """The thread that hashes, for as long as this process lives. A fork gets one of its own.
+
+    Started early: where memory is short, a thread that is to start may never say that it did, and be waited for.
+    """
+    global _hasher_of
+    if _hasher_of is None or _hasher_of[0] != os.getpid():
+        _hasher_of = os.getpid(), ThreadPoolExecutor(1, "prefopt-hash")
+        _hasher_of[1].submit(int).result()
+    return _hasher_of[1]
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> list[memoryview]:
