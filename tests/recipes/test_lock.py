@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,49 +33,45 @@ def test_a_second_lock_is_refused_with_process_and_machine_until_the_first_is_cl
     assert is_free(tmp_path)
 
 
-def child(work) -> int:
-    """The id of a fork that does this and waits to be killed; it has done it when this returns."""
+@contextlib.contextmanager
+def child(work: Callable[[], object]) -> Iterator[int]:
+    """A fork, as its id, that has done this and lives until the end of `with`."""
     here, there = os.pipe()
     process = os.fork()
     if not process:
         work()
         os.write(there, b"done")
         signal.pause()
-    assert os.read(here, 4) == b"done"
-    os.close(here)
-    os.close(there)
-    return process
-
-
-def end(process: int) -> None:
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
+    try:
+        assert os.read(here, 4) == b"done"
+        yield process
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        os.close(here)
+        os.close(there)
 
 
 @pytest.mark.fault(9)
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
-    process = child(lambda: Lock(tmp_path))
-    with pytest.raises(InputError, match=f"process {process} on"):
+    with child(lambda: Lock(tmp_path)) as process, pytest.raises(InputError, match=f"process {process} on"):
         Lock(tmp_path)
-    end(process)
     assert is_free(tmp_path)
 
 
 def test_a_fork_of_the_run_does_not_hold_its_folder(tmp_path):
     """A reward's process may outlive the run that forked it."""
     lock = Lock(tmp_path)
-    process = child(lambda: None)
-    assert not is_free(tmp_path)
-    lock.close()
-    assert is_free(tmp_path)
-    end(process)
+    with child(lambda: None):
+        assert not is_free(tmp_path)
+        lock.close()
+        assert is_free(tmp_path)
 
 
 def test_closing_it_in_a_fork_leaves_the_run_its_lock(tmp_path):
     lock = Lock(tmp_path)
-    process = child(lock.close)
-    assert not is_free(tmp_path)
-    end(process)
+    with child(lock.close):
+        assert not is_free(tmp_path)
     lock.close()
 
 
