@@ -32,6 +32,7 @@ PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 SHORT = 15  # words: a shorter answer may well end without a full stop
+SHORTEST = 60  # characters: a longer answer is no bare placeholder
 LOOP = 0.5  # share of runs of four words that were there before in the answer
 PACKED = 0.12  # a text that deflates to less than this is mostly repetition
 REFUSED_WORDS = 60  # a longer answer that begins with a refusal usually goes on to help
@@ -134,7 +135,9 @@ def placeholder(table: Table) -> Finding:
     found = {}
     for number, item in enumerate(table.items):
         for name, text in every(item):
-            if text.strip() and (match := PLACEHOLDER.search(text)):
+            if not text.strip() or (len(text) > SHORTEST and "[" not in text and "orem" not in text):
+                continue
+            if match := PLACEHOLDER.search(text):
                 found[number] = f"{name}: {words.folded(match[0])[:40] or words.folded(text)[:40]}"
     return of_items(table, found)
 
@@ -162,17 +165,17 @@ def repeats(text: str) -> bool:
 
 def stock(table: Table) -> Finding:
     """One answer to be learnt for many different prompts: at least five, and 1 % of the rows."""
+    taught = [
+        (number, name, dict(zip(item.answers, table.answer_keys[number], strict=True))[text])
+        for number, item in enumerate(table.items)
+        for name, text in better(item)
+    ]
     asked: dict[str, set[str]] = defaultdict(set)
-    for number, item in enumerate(table.items):
-        for _, text in better(item):
-            asked[words.folded(text)].add(table.keys[number])
+    for number, _, key in taught:
+        asked[key].add(table.keys[number])
     least = max(5, 0.01 * len(table.items))
-    many = {text for text, prompts in asked.items() if len(prompts) >= least and len(text.split()) >= 3}
-    found = {}
-    for number, item in enumerate(table.items):
-        for name, text in better(item):
-            if (key := words.folded(text)) in many:
-                found[number] = f"{name} answers {len(asked[key])} prompts: {key[:50]}"
+    many = {key for key, prompts in asked.items() if len(prompts) >= least and len(key.split()) >= 3}
+    found = {n: f"{name} answers {len(asked[key])} prompts: {key[:50]}" for n, name, key in taught if key in many}
     return of_items(table, found)
 
 
@@ -182,8 +185,8 @@ def echo(table: Table) -> Finding:
     for number, item in enumerate(table.items):
         key = _last_turn(table.keys[number])
         if len(key) >= 20:
-            for name, text in every(item):
-                if words.folded(text[: 2 * len(item.asked) + 100]).startswith(key):
+            for (name, _), text in zip(every(item), table.answer_keys[number], strict=True):
+                if text.startswith(key):
                     found[number] = f"{name} begins with the prompt"
     return of_items(table, found)
 
