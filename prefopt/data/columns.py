@@ -102,7 +102,7 @@ class Columns:
     def json(self, column: str) -> Any:
         try:
             return json.loads(self.values[column])
-        except ValueError:
+        except (ValueError, RecursionError):
             raise RowError(self.where, f"{column!r} is not JSON", "write it as JSON text") from None
 
     def number(self, column: str) -> float:

@@ -243,7 +243,10 @@ def _prompt(c: Columns) -> list[Record]:
 def _tree(c: Columns) -> list[Record]:
     """An OpenAssistant tree: every turn with ranked answers, rank 0 the best, as one record with scores -rank."""
     root = c.values["prompt"] if isinstance(c.values.get("prompt"), dict) else c.values
-    return list(_branches(c, root, []))
+    try:
+        return list(_branches(c, root, []))
+    except RecursionError:
+        raise RowError(c.where, "the tree is too deep", "drop it") from None
 
 
 def _branches(c: Columns, node: dict[str, Any], before: list[Message]) -> Iterator[Record]:
@@ -253,10 +256,13 @@ def _branches(c: Columns, node: dict[str, Any], before: list[Message]) -> Iterat
         raise RowError(c.where, "a message of the tree has an unknown role", "prompter or assistant is expected")
     path = [*before, {"role": role, "content": inner.text("text")}]
     replies = node.get("replies") or []
+    if not isinstance(replies, list) or not all(isinstance(reply, dict) for reply in replies):
+        raise RowError(c.where, "the replies to a message are no messages", "a list of objects is expected")
     ranked = [reply for reply in replies if reply.get("rank") is not None and reply.get("role") == "assistant"]
     if ranked:
-        prompt, texts = _dialogue(path, [reply["text"] for reply in ranked], c.chat)
-        yield Record(c.where, prompt, texts, [-float(reply["rank"]) for reply in ranked])
+        answers = [Columns(Row(c.where, reply), c.chat) for reply in ranked]
+        prompt, texts = _dialogue(path, [answer.text("text") for answer in answers], c.chat)
+        yield Record(c.where, prompt, texts, [-answer.number("rank") for answer in answers])
     for reply in replies:
         yield from _branches(c, reply, path)
 

@@ -120,6 +120,8 @@ def _held(node: list[Any]) -> list[Any]:
         _scalar(tag, node[1:])
     except OverflowError as error:
         raise ValueError(f"a number out of range: {error}") from None
+    if tag == "b" and bytes.fromhex(node[1]).hex() != node[1]:  # bytes are compared as their text
+        raise ValueError("bytes that are not in small digits")
     return []
 
 

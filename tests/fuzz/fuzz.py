@@ -23,6 +23,8 @@ def follow(name: str, seconds: int) -> None:
     with atheris.instrument_imports(include=["prefopt", "yaml", "json", "csv"]):
         from seeds import SEEDS, WORDS
         from targets import TARGETS
+    for seed in SEEDS[name]:
+        TARGETS[name](seed)  # imports what is imported late
     with tempfile.TemporaryDirectory() as corpus:
         for number, seed in enumerate(SEEDS[name]):
             Path(corpus, f"seed-{number}").write_bytes(seed)
