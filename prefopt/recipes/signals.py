@@ -9,8 +9,6 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-from prefopt import ranks
-
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later; schedulers can tell it from success and from failure
 ECHO = 5.0  # seconds in which a launcher's signal is the scheduler's, sent to all and passed on once more
 
@@ -60,6 +58,8 @@ class Signals:
                 signal.raise_signal(number)
             return
         self.asked, self.since = signal.Signals(number).name, time.monotonic()
+        from prefopt import ranks  # here: help and errors need no torch
+
         if ranks.world() == 1:  # not left to this handler, which waits for whatever runs outside of Python
             self._restore()
         self.say(f"{self.asked}: stopping after this update, with a checkpoint; once more to stop at once")
