@@ -211,6 +211,8 @@ def _train(
             lines = preflight.check_sampler(policy, rows, options.sampling.truncated, options.sampler == "local")
             journal.say_all("preflight", lines)
     clock.lap("preflight")
+    probe = _probe(plan, settings, policy, tokenizer, journal, earlier.checkpoint is not None)
+    clock.lap("probe")
     reference, how = _reference(plan, settings, policy, budget, journal)
     if rows is not None and (rollouts or reference is not None) and settings["reference"].reference_model is None:
         journal.say_all("preflight", preflight.check_start(plan.objective, actor, reference, rows))
@@ -218,7 +220,7 @@ def _train(
     if earlier.checkpoint is None:
         clear(out, journal)
     peak = _peak(plan.objective, settings["loop"], policy.model)
-    watching, probe = _watched(plan, settings, policy, tokenizer, peak, journal, earlier.checkpoint is not None)
+    watching = _watched(plan, settings, peak, out, journal, earlier.checkpoint is not None)
     best = Best(metric_to_keep(run, objective), out, actor, tokenizer) if run.keep == "best" else None
     if words := _critic_rate(actor, settings["loop"], peak):
         journal.say(words)
@@ -442,21 +444,26 @@ def _loop(work: Work, source: Any, updater: Updater, place: Place, between: Call
 
 
 def _watched(
-    plan: Plan, settings: dict[str, Any], policy: Policy, tokenizer: Any, peak: float, journal: Journal, resumes: bool
-) -> tuple[Watching | None, Probe | None]:
-    """The watch of a run and its probe, which the start model answers now; None where there is none."""
+    plan: Plan, settings: dict[str, Any], peak: float, out: Path, journal: Journal, resumes: bool
+) -> Watching | None:
+    """The watch of a run; None where it is off."""
     if settings["watch"].watch == "off":
-        return None, None
-    out, seed = Path(settings["run"].out), settings["run"].seed
-    watching = Watching(
-        settings["watch"], run_facts(plan.objective, settings, peak, plan.steps, len(plan.data)), out, journal
-    )
-    probe = probe_for(policy, settings, plan.held_out)
+        return None
+    facts = run_facts(plan.objective, settings, peak, plan.steps, len(plan.data))
+    watching = Watching(settings["watch"], facts, out, journal)
     if not resumes:
         watching.clear()
-        if probe is not None and plan.held_out is not None:
-            journal.say(probe.start(plan.held_out, tokenizer, settings, seed))
-    return watching, probe
+    return watching
+
+
+def _probe(
+    plan: Plan, settings: dict[str, Any], policy: Policy, tokenizer: Any, journal: Journal, resumes: bool
+) -> Probe | None:
+    """Answers of the start model, from weights that are still whole on each process; None where there are none."""
+    probe = probe_for(policy, settings, plan.held_out)
+    if probe is not None and plan.held_out is not None and not resumes:
+        journal.say(probe.start(plan.held_out, tokenizer, settings, settings["run"].seed))
+    return probe
 
 
 def _between(place: Place, keeper: Keeper, signals: Signals, updater: Updater, earlier: Earlier, work: Work) -> None:

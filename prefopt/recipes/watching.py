@@ -269,11 +269,9 @@ def probe_for(policy: Any, settings: Mapping[str, Any], held_out: Dataset | None
     options: ProbeOptions | None = settings.get("probe")
     if options is None or settings["watch"].watch == "off":
         return None
-    reason = "there are no held-out prompts" if held_out is None else ""
-    reason = reason or ("weights that are shared by processes cannot write" if settings["model"].shard else "")
-    if reason and (options.probe or options.probe_reward):
-        raise InputError(f"probe: {reason}; leave out the options that begin with probe")
-    return None if reason or not options.prompts else Probe(policy, options)
+    if held_out is None and (options.probe or options.probe_reward):
+        raise InputError("probe: there are no held-out prompts; leave out the options that begin with probe")
+    return None if held_out is None or not options.prompts else Probe(policy, options)
 
 
 def _prompts(held_out: Dataset, most: int, model: Any) -> list[Prompt]:
