@@ -63,7 +63,10 @@ def check_command(words: list[str], folder: Path) -> None:
     """AssertionError unless the command is one: its flags and options exist and their values are of the right type."""
     if words and words[0] == "train" and len(words) > 1 and "--help" not in words:
         first = words[1]
-        if first.endswith((".yaml", ".yml")):
+        if first == "--resume":
+            (folder / "config.yaml").write_text("objective: dpo\nmodel: m\ndata: d\nout: o\n", encoding="utf-8")
+            words = ["train", "--resume", str(folder), *words[3:]]
+        elif first.endswith((".yaml", ".yml")):
             recipe = folder / "recipe.yaml"
             recipe.write_text("objective: dpo\nmodel: m\ndata: d\nout: o\n", encoding="utf-8")
             words = ["train", str(recipe), *words[2:]]
