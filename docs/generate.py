@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from prefopt import catalogue
+from prefopt.audit import CHECKS
+from prefopt.audit.check import SEVERITIES
 from prefopt.metrics import METRICS
 
 FOLDER = Path(__file__).parent
@@ -154,6 +156,20 @@ def linked(test: tuple[Path, str]) -> str:
     return f"[{name.removeprefix('test_').replace('_', ' ')}](../{path.relative_to(FOLDER.parent)})"
 
 
+# ---------------------------------------------------------------- audit
+
+
+def checks() -> str:
+    """Every check of `prefopt audit`, by severity."""
+    rows = [
+        [f"`{check.name}`", check.severity, *map(prose, (check.counts, check.why, check.remedy, check.source))]
+        for severity in SEVERITIES
+        for check in CHECKS
+        if check.severity == severity
+    ]
+    return grid(["check", "", "counts", "why it matters", "what to do", "where the rule comes from"], rows)
+
+
 # ---------------------------------------------------------------- pages
 
 
@@ -165,6 +181,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "reading": reading,
     "faults": faults,
     "untested": untested,
+    "checks": checks,
 }
 
 

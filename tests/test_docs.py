@@ -17,7 +17,7 @@ import yaml
 from laws import save_model
 
 from prefopt import catalogue, cli, config, metrics
-from prefopt.commands import doctor, sample, score
+from prefopt.commands import audit, doctor, sample, score
 from prefopt.data import load
 from prefopt.data.shapes import KNOWN, SHAPES
 from prefopt.objectives import EVERY
@@ -88,6 +88,10 @@ def check_command(words: list[str], folder: Path) -> None:
             )
         assert given_words.model or not local, words
         assert (getattr(given_words, "prompt", None) is None) != (given_words.data is None), words
+    elif words and words[0] == "audit":
+        given_words = audit.audit_parser().read(words[1:])
+        if not given_words.list:
+            config.resolve(audit.SECTIONS, config.parse_overrides(audit.source_of(given_words.words)[1]))
     elif words and words[0] == "doctor":
         given_words = doctor.doctor_parser().read(words[1:])
         assert given_words.words, words
@@ -99,7 +103,7 @@ def check_command(words: list[str], folder: Path) -> None:
 @every_page
 def test_every_command_is_one(page: str, tmp_path: Path) -> None:
     for words in commands(page):
-        if words not in (["train"], ["sample"], ["score"], ["doctor"]) and words[1:2] != [
+        if words not in (["train"], ["audit"], ["sample"], ["score"], ["doctor"]) and words[1:2] != [
             "separation"
         ]:  # the objective that is being added
             check_command(words, tmp_path)

@@ -159,7 +159,7 @@ CHECKS = (
         "warning",
         "how much less likely chosen answers are to the model than its own (fires above 1 nat per token)",
         "pairs the model would never write teach it little of what it does write, and push its own answers about",
-        "train sft on the chosen answers first, or sample pairs from the model (`prefopt sample --as pairs`)",
+        "train sft on the chosen answers first, or sample pairs from the model (`prefopt sample`)",
         "1 nat per token: a rule of thumb, not measured; Tajwar et al. 2024, arXiv:2404.14367, on a model's own data",
         foreign,
         kinds=("pairs", "labels", "demonstrations"),

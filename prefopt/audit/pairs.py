@@ -163,7 +163,7 @@ CHECKS = (
         "the median share of words that the two answers of a pair have in common (fires above 70 %)",
         "pairs that differ in a few words are separated by those words: the loss falls to zero while answers stay as "
         "they were (hollow margin), and chosen answers lose probability with rejected ones",
-        "sample pairs from the model that is trained (`prefopt sample --as pairs`), and judge by quality on held-out "
+        "sample pairs from the model that is trained (`prefopt sample`), and judge by quality on held-out "
         "prompts, not by the loss",
         "0.7: calibrated on 28 small runs of this project, 0.75 where pairs were hollow, 0.20 to 0.29 where not",
         alike,

@@ -44,7 +44,7 @@ def audit(words: list[str]) -> None:
         return say(audit_help())
     if given.list:
         return say(as_json(checks_data()) if given.json else checks_page(catalogue.terminal_width()))
-    source, typed = _source(given.words)
+    source, typed = source_of(given.words)
     if given.remove and given.fix is None:
         raise InputError("--remove is read with --fix OUT only; give that too, or leave it out")
     if given.fix is not None and given.fix.exists() and given.fix.resolve() == Path(source).resolve():
@@ -95,7 +95,7 @@ def report_examples(layer: config.Layer) -> int:
     return int(found["audit"].examples)
 
 
-def _source(words: list[str]) -> tuple[str, list[str]]:
+def source_of(words: list[str]) -> tuple[str, list[str]]:
     """The data, and the options typed after it."""
     sources = [word for word in words if "=" not in word]
     if len(sources) != 1:
