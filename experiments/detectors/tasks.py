@@ -1,0 +1,251 @@
+"""Three tasks that differ in kind, each with every completion, its probability and its true reward known.
+
+worlds: four tokens of six, judged by a random reward (docs/bench.md). sums: two digits to add up in base five, an
+answer of one or two digits that has to end by itself, judged by how far off it is. instructions: an operation on three
+symbols and a style token before the answer, judged by what is right of it.
+
+Letters: P prompts, C completions, L tokens of the longest completion.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from prefopt import bench
+from prefopt.bench.space import next_logp
+
+KINDS = ("worlds", "sums", "instructions")
+# what a run starts from: a model that answers; the same where its twin has yet to learn to; that twin
+REFERENCE, ANSWERS, BASE = "reference", "answers", "base"
+DIGITS, SYMBOLS, STYLES, LENGTH = 5, 3, 2, 3  # sums are in base five
+NO_NUMBER = 90  # what is no number counts as at least this far off
+OPERATIONS: tuple[Callable[[tuple[int, ...]], tuple[int, ...]], ...] = (
+    lambda x: x,
+    lambda x: x[::-1],
+    lambda x: tuple((symbol + 1) % SYMBOLS for symbol in x),
+    lambda x: tuple(sorted(x)),
+)
+FIT_STEPS, FIT_BATCH, FIT_RATE = 500, 128, 4e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """world: with the start model as its reference and a true reward of mean 0 and one standard deviation under the
+    model that answers. right [P, C] bool: what a checker accepts. measured: numbers of the prompts by which a run is
+    judged.
+    """
+
+    kind: str
+    world: bench.World
+    right: Tensor
+    measured: Tensor
+
+    def logp(self, model: Any) -> Tensor:
+        """log p of every completion of the measured prompts, [M, C] nats."""
+        space = self.world.space
+        with torch.no_grad():
+            table = next_logp(model, space, self.measured)  # [M, S, V]
+        return (table[:, space.places, space.tokens.clamp(min=0)] * space.real).sum(2)
+
+    def expected(self, logp: Tensor, value: Tensor) -> float:
+        """Mean over the measured prompts of the expectation of value [P, C] under a policy [M, C]."""
+        return float((logp.exp() * value[self.measured]).sum(1).mean())
+
+
+@functools.lru_cache(maxsize=24)
+def task(kind: str, seed: int, start: str, folder: Path, chance: float = 0.0) -> Task:
+    """A task from a start: a model that answers (`reference`), or one that has yet to learn to (`base`).
+
+    folder: where fitted models are kept. chance: that the start succeeds, where a checker accepts answers or does not.
+    """
+    if kind == "worlds":
+        space, gold, known = _worlds(seed, start)
+    else:
+        space, raw = (_sums if kind == "sums" else _instructions)()
+        answers = _fitted(space, _teacher(kind, REFERENCE), (kind, seed, REFERENCE), folder)
+        known = answers if start != BASE else _fitted(space, _teacher(kind, start), (kind, seed, start), folder)
+        gold = _standard(raw, _tokens(answers, space).sum(2))
+    world = bench.World(seed, "structured", space, gold, *_reference(known, space), known)
+    measured = torch.arange(0, len(space.prompts), 3 if kind == "instructions" else 1)
+    return Task(kind, world, accepted(world, chance), measured)
+
+
+def accepted(world: bench.World, chance: float) -> Tensor:
+    """The completions that a checker accepts, [P, C] bool: the most rewarded ones that together have about this chance.
+
+    One whose own chance is above what is left is passed over, so that a hard task has rare answers.
+    """
+    order = world.gold.argsort(1, descending=True)
+    probability = world.reference.exp().gather(1, order)
+    found = torch.zeros_like(order, dtype=torch.bool)
+    left = torch.full((len(order),), chance, dtype=probability.dtype)
+    for place in range(order.shape[1]):
+        fits = probability[:, place] <= left
+        found[fits, order[fits, place]] = True
+        left = left - probability[:, place] * fits
+    return found
+
+
+# ---------------------------------------------------------------- worlds
+
+
+def _worlds(seed: int, start: str) -> tuple[bench.Space, Tensor, Any]:
+    """From a base, another world's model, what is rewarded is also to be likely under the reference: fluent."""
+    world = bench.world(seed)
+    if start == REFERENCE:
+        return world.space, world.gold, world.model
+    fluent = _standard(world.gold + _standard(world.reference, world.reference), world.reference)
+    return world.space, fluent, world.model if start == ANSWERS else bench.world(seed + 500).model
+
+
+# ---------------------------------------------------------------- sums
+
+
+def _sums() -> tuple[bench.Space, Tensor]:
+    first = DIGITS + 1  # ids of the operands, after those of digits and end
+    prompts = [[first + a, first + DIGITS + b] for a in range(DIGITS) for b in range(DIGITS)]
+    space = bench.Space.of(prompts, DIGITS, 2, end=True)
+    return space, -_off(space).clamp(max=8.0)
+
+
+def _off(space: bench.Space) -> Tensor:
+    """How far each completion is from the sum, [P, C]; 9 and more for what is no number."""
+    sums = torch.tensor([a + b for a in range(DIGITS) for b in range(DIGITS)])
+    values = []
+    for number in range(len(space.tokens)):
+        digits = [token for token in space.completion(number) if token < DIGITS]
+        formed = digits and not (len(digits) > 1 and digits[0] == 0)
+        values.append(int("".join(map(str, digits)), DIGITS) if formed else -99)
+    return (torch.tensor(values)[None, :] - sums[:, None]).abs().double()
+
+
+# ---------------------------------------------------------------- instructions
+
+
+def _instructions() -> tuple[bench.Space, Tensor]:
+    first = SYMBOLS + STYLES
+    inputs = [(a, b, c) for a in range(SYMBOLS) for b in range(SYMBOLS) for c in range(SYMBOLS)]
+    prompts = [
+        [first + operation, *(first + len(OPERATIONS) + s for s in given)]
+        for operation in range(len(OPERATIONS))
+        for given in inputs
+    ]
+    space = bench.Space.of(prompts, SYMBOLS + STYLES, 1 + LENGTH, end=False)
+    answers = torch.tensor([operation(given) for operation in OPERATIONS for given in inputs])  # [P, LENGTH]
+    same = (space.tokens[None, :, 1:] == answers[:, None]).double().mean(2)  # [P, C]
+    styled = (space.tokens[:, 0] >= SYMBOLS)[None, :]
+    return space, same + ((same == 1) & styled).double() - (~styled).double()
+
+
+# ---------------------------------------------------------------- models
+
+
+def _teacher(kind: str, start: str) -> Tensor:
+    """What a start model is fitted to, [P, C] probabilities."""
+    return (_sums_teacher if kind == "sums" else _instructions_teacher)(start)
+
+
+def _sums_teacher(start: str) -> Tensor:
+    """Near the sum; or any sum of two digits, whatever was asked."""
+    off = _off(_sums()[0])
+    formed = off <= NO_NUMBER - 2 * DIGITS
+    near = torch.where(formed, (-off / 2.0).exp(), 1e-4)
+    if start == BASE:
+        near = torch.where(formed & (off[:1] <= 2 * DIGITS - 2), 1.0, 1e-4).expand_as(off)
+    return near / near.sum(1, keepdim=True)
+
+
+def _instructions_teacher(start: str) -> Tensor:
+    """Often what the operation asks for; or what another operation does, whatever was asked."""
+    space, raw = _instructions()
+    styled = (space.tokens[:, 0] >= SYMBOLS) & (space.tokens[:, 1:] < SYMBOLS).all(1)
+    right = (raw == raw.max()).double()
+    any_operation = right.view(len(OPERATIONS), -1, len(styled)).mean(0).repeat(len(OPERATIONS), 1)
+    noise = torch.where(styled, 1.0, 1e-4).expand_as(right)
+    own, some, noise = (each / each.sum(1, keepdim=True) for each in (right, any_operation, noise))
+    return 0.7 * some + 0.3 * noise if start == BASE else 0.4 * own + 0.3 * some + 0.3 * noise
+
+
+def _fitted(space: bench.Space, teacher: Tensor, name: Sequence[Any], folder: Path) -> Any:
+    """A model fitted to draws of the teacher; kept in `folder`."""
+    model = _model(space, int(name[1]))
+    file = folder / ("-".join(str(part).replace(" ", "-") for part in name) + ".pt")
+    if file.exists():
+        model.load_state_dict(torch.load(file, weights_only=True))
+        return model.eval().requires_grad_(False)
+    adam = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01)
+    random = torch.Generator().manual_seed(int(name[1]))
+    for step in range(FIT_STEPS):
+        for group in adam.param_groups:
+            group["lr"] = FIT_RATE * min((step + 1) / 20, 1 - step / FIT_STEPS)
+        prompts = torch.randint(len(space.prompts), (FIT_BATCH,), generator=random)
+        drawn = torch.multinomial(teacher[prompts], 1, generator=random)[:, 0]
+        loss = -_likelihood(model, space, prompts, drawn).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(f".{id(model)}")
+    torch.save(model.state_dict(), scratch)
+    scratch.rename(file)
+    return model.eval().requires_grad_(False)
+
+
+def _likelihood(model: Any, space: bench.Space, prompts: Tensor, drawn: Tensor) -> Tensor:
+    """log p of one completion of each prompt, both by number, [N] nats; carries gradient."""
+    tokens, real = space.tokens[drawn], space.real[drawn]
+    ids = torch.cat([space.prompts[prompts], tokens.clamp(min=0)], 1)
+    logits = model(input_ids=ids, use_cache=False).logits[:, space.prompts.shape[1] - 1 : -1]
+    return (logits.log_softmax(-1).gather(2, tokens.clamp(min=0)[..., None])[..., 0] * real).sum(1)
+
+
+def _model(space: bench.Space, seed: int) -> Any:
+    """A GPT-NeoX of 0.1 M parameters whose head has a row for each token of a completion, as in the bench's worlds."""
+    settings: Any = GPTNeoXConfig
+    config = settings(
+        vocab_size=int(space.prompts.max()) + 1,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+        rotary_pct=1.0,
+        max_position_embeddings=16,
+        tie_word_embeddings=False,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: Any = GPTNeoXForCausalLM(config)
+        head = torch.nn.Linear(64, space.num_tokens, bias=False)
+        torch.nn.init.normal_(head.weight, std=config.initializer_range)
+        model.set_output_embeddings(head)
+    return model
+
+
+def _tokens(model: Any, space: bench.Space) -> Tensor:
+    """log p of every token of every completion, [P, C, L] nats."""
+    with torch.no_grad():
+        return space.along(next_logp(model, space))
+
+
+def _reference(model: Any, space: bench.Space) -> tuple[Tensor, Tensor]:
+    """log p of completions [P, C] and of their tokens [P, C, L]."""
+    tokens = _tokens(model, space)
+    return tokens.sum(2), tokens
+
+
+def _standard(raw: Tensor, logp: Tensor) -> Tensor:
+    """With mean 0 for each prompt and one standard deviation over all of them under a policy [P, C]."""
+    probability = logp.exp()
+    centred = raw.double() - (probability * raw).sum(1, keepdim=True)
+    return centred / (probability * centred.square()).sum(1).mean().sqrt()
