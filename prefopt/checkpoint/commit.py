@@ -73,7 +73,7 @@ def seal(folder: Path, rank: int, files: Sequence[str], hashes: Mapping[str, str
         sync(folder / name)
         known = (hashes or {}).get(name) or digest(folder / name)
         listed[name] = {"bytes": (folder / name).stat().st_size, "xxh3_128": known}
-    write_synced(folder / _list_name(rank), json.dumps(listed))
+    _write_whole(folder / _list_name(rank), json.dumps(listed))  # for the first process, not for a reader
 
 
 def give_up(folder: Path, rank: int, error: Exception) -> None:
@@ -81,7 +81,7 @@ def give_up(folder: Path, rank: int, error: Exception) -> None:
     note = folder / f"failed-{rank}"
     with contextlib.suppress(OSError):
         try:
-            write_synced(note, f"{getattr(error, 'errno', None) or 0} {error}")
+            _write_whole(note, f"{getattr(error, 'errno', None) or 0} {error}")
         except OSError:
             note.touch()  # a full disk has room for a name
 
@@ -232,7 +232,7 @@ def discard(folder: Path) -> None:
 
 def point(folder: Path, path: Path) -> None:
     """Note in the file `latest` which checkpoint is the newest, for people and scripts; `newest` looks for itself."""
-    write_synced(folder / "latest", path.name + "\n")
+    _write_whole(folder / "latest", path.name + "\n")
 
 
 def sweep(folder: Path) -> None:
@@ -255,11 +255,17 @@ def sync(path: Path) -> None:
 
 
 def write_synced(path: Path, text: str) -> None:
-    """Write a file that is whole or not there."""
+    """Write a file that is whole or not there, and on the disk."""
+    _write_whole(path, text, synced=True)
+
+
+def _write_whole(path: Path, text: str, synced: bool = False) -> None:
+    """Write a file that is whole or not there; after a loss of power it may be either, unless it is `synced`."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
-        sync(temporary)
+        if synced:
+            sync(temporary)
         os.replace(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):
