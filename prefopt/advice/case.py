@@ -99,5 +99,5 @@ class Case:
         )
 
 
-FOREIGN = 0.5  # nats a token beyond the model's own samples; SFT pilots of this project's bench gain from 0.5 on
-ENDS = 0.8  # share of answers that end by themselves below which a model is taken to be a base model
+FOREIGN = 0.5  # nats a token beyond the model's own samples: a convention
+ENDS = 0.8  # share of answers that end by themselves, below which a model is taken to be a base model

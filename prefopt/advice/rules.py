@@ -100,11 +100,6 @@ def long_wins(case: Case) -> bool:
     return case.data.longer is not None and case.data.longer > LONG
 
 
-def judged(case: Case) -> bool:
-    """A reward is given by name, as a user's own."""
-    return case.reward is not None
-
-
 def tight(method: str) -> Callable[[Case], bool]:
     return lambda case: case.room is not None and case.memory.get(method, 0) > 0.9 * case.room
 
@@ -257,7 +252,7 @@ RULES: tuple[Rule, ...] = (
         -10,
         "few pairs, and no SFT before: it loses the task",
         "convention",
-        "pilot of this project's bench",
+        "",
     ),
     Rule(
         LEARNT,

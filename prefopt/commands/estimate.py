@@ -25,9 +25,9 @@ the model's configuration and the rows' lengths: no weights are loaded.
                    read the column `good` as `chosen`; repeat for more
   --json           the same as JSON, on stdout
 
-Memory was within 15 % of measured peaks on a CPU (docs/estimate.md has the table). Time rests on the rate of a matrix
-product, measured now, and may be off by a factor of two; --probe measures. A run's own options are those of
-`prefopt train`."""
+Memory was within 15 % of the measured peak in 16 of 17 runs on a CPU (docs/estimate.md has the table). Time rests on
+the rate of a matrix product, measured now, and may be off by a factor of two and more; --probe measures. Options are
+those of `prefopt train`."""
 
 GIGABYTE = 10**9
 FLAGS = ("model", "data")
