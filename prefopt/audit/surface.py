@@ -17,7 +17,8 @@ from prefopt.evaluate.statistics import wilson
 FEWEST = 100  # rows below which five folds say nothing
 SURFACE = 0.95  # accuracy from which words alone decide
 TELLS = 0.7  # lower end of the accuracy's interval from which its errors say something of the labels
-TRUSTED = 0.25  # share of rows, those it is surest of, in which its errors are taken for wrong labels
+TRUSTED = 0.05  # share of rows, those it is surest of, in which its errors are taken for wrong labels
+TRUSTED_ROWS = 200  # and no fewer rows than that: their share must be known
 NOTICED = 0.02  # share of wrong labels from which rows are named
 
 
@@ -90,7 +91,7 @@ def noise(table: Table) -> Finding:
     order = np.argsort(found)
     ranked = [(table.items[n].line, round(float(-found[n]), 3)) for n in order if found[n] < 0]
     accuracy = wilson(float((found > 0).sum()), len(found))
-    sure = np.argsort(-np.abs(found))[: max(1, round(TRUSTED * len(found)))]
+    sure = np.argsort(-np.abs(found))[: max(TRUSTED_ROWS, round(TRUSTED * len(found)))]
     share = wilson(float((found[sure] < 0).sum()), len(sure))
     assert accuracy.low is not None and share.low is not None and share.value is not None
     if accuracy.low < TELLS:
@@ -125,7 +126,7 @@ CHECKS = (
         "rows whose label is probably wrong: a classifier of words, fitted to other prompts, is sure of the opposite",
         "wrong labels make the optimum flatter, as a larger beta would, and decisive pairs suffer most",
         "read the first of the list and correct them; or use a loss that expects noise (dpo label_smoothing, ipo)",
-        "errors among the quarter of rows it is surest of; needs 70 % accuracy. After Northcutt, Jiang and Chuang "
+        "errors among the twentieth of rows it is surest of, 200 at least; needs 70 % accuracy. After Northcutt, Jiang and Chuang "
         "2021, arXiv:1911.00068",
         noise,
         kinds=("pairs", "labels"),
