@@ -128,7 +128,10 @@ def run_facts(objective: Any, settings: Mapping[str, Any], peak: float, steps: i
     """What detectors may know of a run."""
     options = config.flat({**settings, "objective": objective})
     plain = {name: value for name, value in options.items() if isinstance(value, (bool, int, float, str))}
-    return Run(objective.facts.name, {**plain, "learning_rate": peak}, steps, rows)
+    settled: dict[str, Any] = {"learning_rate": peak}
+    if "rollout" in settings:
+        settled["stall_window"] = settings["rollout"].stall_window  # what a stall is judged over
+    return Run(objective.facts.name, {**plain, **settled}, steps, rows)
 
 
 def stalled(finding: Finding | None) -> dict[str, Any] | None:
