@@ -17,7 +17,7 @@ import yaml
 from laws import save_model
 
 from prefopt import catalogue, cli, config, metrics
-from prefopt.commands import audit, doctor, sample, score
+from prefopt.commands import advise, audit, doctor, estimate, sample, score
 from prefopt.data import load
 from prefopt.data.shapes import KNOWN, SHAPES
 from prefopt.objectives import EVERY
@@ -88,6 +88,17 @@ def check_command(words: list[str], folder: Path) -> None:
             )
         assert given_words.model or not local, words
         assert (getattr(given_words, "prompt", None) is None) != (given_words.data is None), words
+    elif words and words[0] == "advise":
+        given_words = advise.advise_parser().read(words[1:])
+        known = {name: config.SECTIONS[name] for name in ("model", "data")}
+        config.resolve(known, config.parse_overrides(given_words.words))
+        assert given_words.data, words
+    elif words and words[0] == "estimate":
+        if words[1].endswith(".yaml"):
+            recipe = folder / "recipe.yaml"
+            recipe.write_text("objective: dpo\nmodel: m\ndata: d\nout: o\n", encoding="utf-8")
+            words = ["estimate", str(recipe), *words[2:]]
+        estimate.estimate_options(estimate.estimate_parser().read(words[1:]))
     elif words and words[0] == "audit":
         given_words = audit.audit_parser().read(words[1:])
         if not given_words.list:
@@ -103,9 +114,9 @@ def check_command(words: list[str], folder: Path) -> None:
 @every_page
 def test_every_command_is_one(page: str, tmp_path: Path) -> None:
     for words in commands(page):
-        if words not in (["train"], ["audit"], ["sample"], ["score"], ["doctor"]) and words[1:2] != [
-            "separation"
-        ]:  # the objective that is being added
+        if words not in (["train"], ["audit"], ["sample"], ["score"], ["doctor"], ["advise"], ["estimate"]) and words[
+            1:2
+        ] != ["separation"]:  # the objective that is being added
             check_command(words, tmp_path)
 
 

@@ -257,7 +257,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         LEARNT,
         lambda case: case.foreign is True,
-        12,
+        4,
         "the rows are far from what the model writes: its own answers, scored, are not",
         "published",
         "arXiv:2404.10719",
