@@ -126,8 +126,8 @@ CHECKS = (
         "rows whose label is probably wrong: a classifier of words, fitted to other prompts, is sure of the opposite",
         "wrong labels make the optimum flatter, as a larger beta would, and decisive pairs suffer most",
         "read the first of the list and correct them; or use a loss that expects noise (dpo label_smoothing, ipo)",
-        "errors among the twentieth of rows it is surest of, 200 at least; needs 70 % accuracy. After Northcutt, Jiang and Chuang "
-        "2021, arXiv:1911.00068",
+        "errors among the twentieth of rows it is surest of, 200 at least; needs 70 % accuracy. After Northcutt, Jiang "
+        "and Chuang 2021, arXiv:1911.00068",
         noise,
         kinds=("pairs", "labels"),
     ),
