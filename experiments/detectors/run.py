@@ -26,7 +26,6 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import peers
 import tables
 import tasks
 
@@ -115,9 +114,9 @@ def stall(kind: str, intent: str, seed: int) -> list[Spec]:
 def orpo(kind: str, intent: str, seed: int) -> list[Spec]:
     """ORPO on few rows from a model that cannot answer yet; from one that can; from the first on many rows."""
     pick = random.Random(f"orpo/{kind}/{seed}")
-    size, steps = (20_000, 200) if intent == "hard" else (pick.choice([60, 100, 150]), 80)
+    size, steps = (20_000, 160) if intent == "hard" else (pick.choice([60, 100, 150]), 80)
     start = tasks.ANSWERS if intent == "healthy" else tasks.BASE
-    return [Spec("orpo", intent, kind, seed, "orpo", {"odds_weight": 0.5}, "style", size, steps, start=start)]
+    return [Spec("orpo", intent, kind, seed, "orpo", {"odds_weight": 0.5}, "answers", size, steps, start=start)]
 
 
 MAKERS: dict[str, Callable[[str, str, int], list[Spec]]] = {
@@ -204,7 +203,6 @@ def verdict(result: dict[str, Any], twin: dict[str, Any] | None) -> dict[str, An
         "steps": spec["steps"],
         "every": max(spec["steps"] // runs.EVALUATIONS, 1),
         "found": said(result),
-        "peers": peers.said(result),
     }
 
 

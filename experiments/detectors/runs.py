@@ -92,15 +92,15 @@ class Spec:
 
 
 def rows(task: tasks.Task, kind: str, size: int, seed: int) -> list[Example]:
-    """Pairs of a task. pairs: two answers of the start model, judged with some noise. far: the best and the worst of
-    eight. surface: told apart by one token, or by length, and by nothing else. style: the right answer in one style
-    against one in the other, half of these with a wrong answer.
+    """Pairs of a task. pairs: two answers of the start model, judged with some noise. answers: the same of the model
+    that answers, wherever the run starts. far: the best and the worst of eight. surface: told apart by one token, or
+    by length, and by nothing else.
     """
     made: dict[str, Callable[[], list[Example]]] = {
         "pairs": lambda: bench.pairs(task.world, size, seed, bench.Judge(scale=2.0)),
         "far": lambda: [extremes(row) for row in bench.ratings(task.world, size, 8, seed, bench.Judge(math.inf))],
         "surface": lambda: surface(task, size, seed),
-        "style": lambda: best_answers(task, size, seed),
+        "answers": lambda: bench.pairs(task.world, size, seed, bench.Judge(scale=2.0), task.answers),
     }
     return made[kind]()
 
@@ -143,24 +143,6 @@ def surface(task: tasks.Task, size: int, seed: int) -> list[Example]:
         bad = answer[at] if answer[at] in others else chance.choice(others)
         found.append(pair(space.prompts[p].tolist(), [*answer[:at], good, *answer[at + 1 :]],
                           [*answer[:at], bad, *answer[at + 1 :]]))  # fmt: skip
-    return found
-
-
-def best_answers(task: tasks.Task, size: int, seed: int) -> list[Example]:
-    """The most rewarded answer, or one of the best, against another: half the time a worse one, else as good a one."""
-    space, gold, chance = task.world.space, task.world.gold, random.Random(seed)
-    best = gold.topk(4, dim=1).indices.tolist()
-    ranked = gold.argsort(1, descending=True)
-    found = []
-    for _ in range(size):
-        p = chance.randrange(len(best))
-        good = best[p][chance.randrange(2)]
-        worse = (
-            ranked[p][chance.randrange(4, min(40, ranked.shape[1]))].item()
-            if chance.random() < 0.5
-            else best[p][2 + chance.randrange(2)]
-        )
-        found.append(pair(space.prompts[p].tolist(), space.completion(good), space.completion(int(worse))))
     return found
 
 

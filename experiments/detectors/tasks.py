@@ -40,13 +40,14 @@ FIT_STEPS, FIT_BATCH, FIT_RATE = 500, 128, 4e-3
 class Task:
     """world: with the start model as its reference and a true reward of mean 0 and one standard deviation under the
     model that answers. right [P, C] bool: what a checker accepts. measured: numbers of the prompts by which a run is
-    judged.
+    judged. answers [P, C]: log-probs of the model that answers, from which rows may be drawn.
     """
 
     kind: str
     world: bench.World
     right: Tensor
     measured: Tensor
+    answers: Tensor
 
     def logp(self, model: Any) -> Tensor:
         """log p of every completion of the measured prompts, [M, C] nats."""
@@ -67,15 +68,16 @@ def task(kind: str, seed: int, start: str, folder: Path, chance: float = 0.0) ->
     folder: where fitted models are kept. chance: that the start succeeds, where a checker accepts answers or does not.
     """
     if kind == "worlds":
-        space, gold, known = _worlds(seed, start)
+        space, gold, known, table = _worlds(seed, start)
     else:
         space, raw = (_sums if kind == "sums" else _instructions)()
         answers = _fitted(space, _teacher(kind, REFERENCE), (kind, seed, REFERENCE), folder)
         known = answers if start != BASE else _fitted(space, _teacher(kind, start), (kind, seed, start), folder)
-        gold = _standard(raw, _tokens(answers, space).sum(2))
+        table = _tokens(answers, space).sum(2)
+        gold = _standard(raw, table)
     world = bench.World(seed, "structured", space, gold, *_reference(known, space), known)
     measured = torch.arange(0, len(space.prompts), 3 if kind == "instructions" else 1)
-    return Task(kind, world, accepted(world, chance), measured)
+    return Task(kind, world, accepted(world, chance), measured, table)
 
 
 def accepted(world: bench.World, chance: float) -> Tensor:
@@ -97,13 +99,14 @@ def accepted(world: bench.World, chance: float) -> Tensor:
 # ---------------------------------------------------------------- worlds
 
 
-def _worlds(seed: int, start: str) -> tuple[bench.Space, Tensor, Any]:
+def _worlds(seed: int, start: str) -> tuple[bench.Space, Tensor, Any, Tensor]:
     """From a base, another world's model, what is rewarded is also to be likely under the reference: fluent."""
     world = bench.world(seed)
     if start == REFERENCE:
-        return world.space, world.gold, world.model
+        return world.space, world.gold, world.model, world.reference
     fluent = _standard(world.gold + _standard(world.reference, world.reference), world.reference)
-    return world.space, fluent, world.model if start == ANSWERS else bench.world(seed + 500).model
+    model = world.model if start == ANSWERS else bench.world(seed + 500).model
+    return world.space, fluent, model, world.reference
 
 
 # ---------------------------------------------------------------- sums
