@@ -16,6 +16,7 @@ from lives import arguments, prepare
 import prefopt
 from prefopt.objectives import IPO
 from prefopt.recipes import train as recipe
+from prefopt.recipes import updates
 from prefopt.recipes.signals import EXIT_CODE
 from prefopt.records import InputError
 
@@ -156,7 +157,7 @@ def test_a_refused_command_leaves_the_settings_that_resume_reads(what, folder):
 
 @pytest.mark.fault(31, 32)
 def test_allow_inexact_goes_on_and_the_summary_keeps_every_difference_of_every_life(folder, capsys):
-    plain, taken = recipe.run_loop, []
+    plain, taken = updates.run_loop, []
 
     def stop(*given: Any, **named: Any) -> None:
         between = named["between"]
@@ -169,7 +170,7 @@ def test_allow_inexact_goes_on_and_the_summary_keeps_every_difference_of_every_l
         plain(*given, **{**named, "between": also})
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(recipe, "run_loop", stop)
+        patch.setattr(updates, "run_loop", stop)
         go_on(folder, learning_rate=2e-2, allow_inexact=True)
     assert taken == [4]
     assert "not exactly, as asked:\n  learning_rate: 0.01 then, 0.02 now" in capsys.readouterr().err

@@ -28,6 +28,7 @@ from prefopt.objectives import DPO, EVERY, SFT, ProcessReward
 from prefopt.objectives.facts import Facts
 from prefopt.preflight import PreflightError
 from prefopt.recipes import train as recipe
+from prefopt.recipes.updates import Following
 from prefopt.records import Example, InputError
 
 # those on prompts have a file of their own, test_online.py
@@ -577,7 +578,7 @@ def test_the_reference_moves_after_a_skipped_update_that_it_was_due_at():
     moved: list[int] = []
     options, heard = ReferenceOptions(reference_sync_steps=2), [1, 2, 3, 5, 6, 7, 8]
     reference = SimpleNamespace(follow=lambda policy, mixup: moved.append(step))
-    following = recipe.Following(options, reference, policy=None)
+    following = Following(options, reference, policy=None)
     for step in heard:
         following.listen(step, {"loss": 1.0})
         following.listen(step, {"eval/loss": 1.0})
