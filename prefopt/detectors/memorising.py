@@ -39,7 +39,7 @@ class Memorising:
             if value is not None and not any(other.startswith("eval/") for other in line.values):
                 keep(state.setdefault("train", []), value, self.lines)
         held_out, loss = line.get("eval/rewards/accuracies", "eval/accuracy"), line.get("eval/loss")
-        if (held_out is None and loss is None) or line.step == 0:
+        if held_out is None and loss is None:
             return None
         return self._by_accuracy(state, line, held_out) or self._by_loss(state, line, loss) or FINE
 

@@ -38,7 +38,7 @@ CASES: dict[str, tuple[Run, Any, str, Any, Any]] = {
             updates(100, rewards__accuracies=between(0.5, 0.8, 100)),
             evaluations(100, eval__rewards__accuracies=lambda step: 0.5 + 0.002 * step, eval__loss=lambda step: 0.6),
         ),
-        # before the first update every margin is 0, and so is the accuracy: in a run that goes on, twice
+        # before the first update every margin is 0, and so is the accuracy: there is no trained row to compare with
         merged(
             updates(100, rewards__accuracies=0.75),
             [(0, {"eval/rewards/accuracies": 0.0}), (0, {"eval/rewards/accuracies": 0.0})],
