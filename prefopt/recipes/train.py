@@ -22,7 +22,7 @@ from prefopt.data.source import steps_per_epoch
 from prefopt.loop import LoopOptions, Models, budget_for
 from prefopt.metrics import METRICS, find
 from prefopt.models.adapters import LoraOptions, adapt, is_adapted
-from prefopt.models.load import Loaded, ModelOptions, keep_freed_memory, load_tokenizer
+from prefopt.models.load import Loaded, ModelOptions, keep_freed_memory, load_tokenizer, tokenizer_source
 from prefopt.models.load import load as load_model
 from prefopt.models.policy import Policy, choose, text_config
 from prefopt.models.reference import Cached, ReferenceOptions, pick
