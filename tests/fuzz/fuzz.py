@@ -6,6 +6,7 @@ is kept in tests/fuzz/cases/TARGET, where the tests read it.
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ LONGEST = 20_000  # bytes of an input
 
 
 def follow(name: str, seconds: int) -> None:
-    """With atheris, which ends the process."""
+    """With atheris, which ends the process: so roughly where torch is loaded that it does not always keep the input."""
     import atheris
 
     with atheris.instrument_imports(include=["prefopt", "yaml", "json", "csv"]):
@@ -38,7 +39,15 @@ def follow(name: str, seconds: int) -> None:
             "-timeout=20",
             "-rss_limit_mb=4096",
         ]
-        atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={CASES / name}/", corpus], TARGETS[name])
+
+        def kept(data: bytes) -> None:
+            try:
+                TARGETS[name](data)
+            except BaseException:
+                (CASES / name / f"crash-{hashlib.sha256(data).hexdigest()[:16]}").write_bytes(data)
+                raise
+
+        atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={CASES / name}/", corpus], kept)
         atheris.Fuzz()
 
 
