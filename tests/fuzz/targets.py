@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from prefopt.records import InputError, without_secrets
 from prefopt.sandbox import codec
 
 FOLDER = Path(tempfile.mkdtemp(prefix="prefopt-fuzz-"))
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".parquet")
 
 
