@@ -276,7 +276,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, own in results.items():
-        lead = "-" if own["same"] else f"{own['lead']:.3f} [{own['low']:.3f}, {own['high']:.3f}]"
+        known = "" if own["low"] is None else f" [{own['low']:.3f}, {own['high']:.3f}]"
+        lead = "-" if own["same"] else f"{own['lead']:.3f}{known}"
         verdict = "winner" if own["same"] else ("tie" if own["right"] else "no")
         worth = ", ".join(f"{method} {value:.2f}" for method, value in own["worth"].items())
         lines.append(f"| {name} | {own['advised']} | {own['winner']} | {lead} | {verdict} | {worth} |")

@@ -194,7 +194,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         LEARNT,
         lambda case: simple(case) and not few(case),
-        20,
+        10,
         lambda case: (
             f"token counts alone name the better of {case.data.shallow:.0%} of unseen pairs: a reward so simple "
             "to learn serves better than the policy's own log-ratio"
