@@ -407,7 +407,7 @@ def test_an_interrupt_ends_in_130_without_a_traceback(capsys: Any, monkeypatch: 
     def interrupted(words: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, "train", interrupted)
+    monkeypatch.setattr(train, "train", interrupted)
     assert cli.main(["train"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 

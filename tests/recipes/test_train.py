@@ -294,7 +294,7 @@ def strict_json(text: str) -> Any:
 def test_the_run_folder_holds_config_metrics_summary_and_card(model_dir, pairs, tmp_path):
     out = tmp_path / "run"
     result = run(DPO(beta=0.3), model_dir, pairs, out, max_steps=4, eval_every=2)
-    assert {path.name for path in out.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json", "model"}
+    assert {path.name for path in out.iterdir()} == {".lock", "config.yaml", "metrics.jsonl", "summary.json", "model"}
     lines = journal(out)
     assert [line["step"] for line in lines] == [0, 1, 2, 2, 3, 4, 4]
     for line in lines:
