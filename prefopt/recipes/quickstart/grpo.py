@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -76,19 +76,21 @@ class Settings:
 
     @classmethod
     def quick(cls, seed: int) -> Settings:
-        """Small enough for a test: a shorter hard task, learnt from cleaner demonstrations."""
-        return cls(
-            seed,
-            demonstrations=1200,
-            care=0.8,
-            hard_sums=3,
+        """Small enough for a test: fewer rows, sheets and updates, and a stall is judged over fewer rollouts."""
+        usual = cls(seed)
+        return replace(
+            usual,
+            demonstrations=3000,
+            hard_sums=10,
             easier=(1, 2),
             held_out=48,
-            updates=8,
+            updates=14,
             prompts=32,
             hard_updates=5,
             hard_prompts=4,
             easier_prompts=12,
+            sft={**usual.sft, "batch_size": 8},
+            grpo={**usual.grpo, "stall_window": 5},
         )
 
 
