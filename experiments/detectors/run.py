@@ -222,6 +222,9 @@ def kept(spec: Spec, out: Path) -> dict[str, Any] | None:
 
 
 def perform(spec: Spec, out: Path) -> dict[str, Any]:
+    """A run, or what another process has kept of it by now."""
+    if (known := kept(spec, out)) is not None:
+        return known
     stop = ended(spec) if spec.intent == "remedy" and spec.failure == "drift" else None
     result = runs.perform(spec, out, stop)
     out.mkdir(parents=True, exist_ok=True)
@@ -302,10 +305,10 @@ def _mended(spec: Spec, name: str, each: Spec, specs: Sequence[Spec], out: Path)
 # ---------------------------------------------------------------- thresholds
 
 GRIDS: dict[str, dict[str, list[Any]]] = {
-    "hollow_margin": {"preference": [0.5, 0.55, 0.6, 0.65, 0.7, 0.75]},
-    "sparse_reward": {"failed": [0.8, 0.9, 0.95], "window": [10, 15, 20, 30]},
-    "drift": {"sick": [0.3, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0]},
-    "orpo_start": {"large_gap": [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0], "gap": [0.25, 0.5]},
+    "hollow_margin": {"preference": [0.5, 0.55, 0.6, 0.65, 0.7], "accuracy": [0.95, 0.99]},
+    "sparse_reward": {"failed": [0.8, 0.9, 0.95], "window": [10, 15, 20, 25, 30]},
+    "drift": {"gap": [-1.0, 0.05, 0.08, 0.1, 0.12, 0.15], "sick": [0.5, 1.0, 1.5, 2.0]},
+    "orpo_start": {"gap": [0.1, 0.15, 0.2, 0.3, 0.5], "large_gap": [0.25, 0.5, 1.0], "accuracy": [0.6, 0.95]},
 }
 
 

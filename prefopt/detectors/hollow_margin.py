@@ -17,7 +17,8 @@ class HollowMargin:
     are not.
 
     The first alone is a suspicion: easy and good pairs look the same. It is confirmed, or taken back, by the preference
-    accuracy on pairs that the start model wrote itself and a reward labelled (`eval/probe_accuracy`).
+    accuracy on pairs that the start model wrote itself and a reward labelled (`eval/probe_accuracy`). For that it is
+    enough that pairs are told apart, by however little: with a small beta margins stay small.
     """
 
     # loss of the updates below which pairs count as told apart
@@ -43,10 +44,9 @@ class HollowMargin:
     def see(self, state: State, line: Line) -> Check | None:
         apart = self._told_apart(line)
         if apart is not None:
-            votes = keep(state.setdefault("votes", []), apart, self.lines)
-            now = len(votes) == self.lines and 4 * sum(votes) >= 3 * self.lines
+            now = self._most(state, "votes", apart)
+            state["sure"] = self._most(state, "right", (line.get("rewards/accuracies") or 0.0) > self.accuracy)
             epoch = line.get("epoch")
-            state["apart"] = now
             if now and (epoch is None or epoch <= self.epochs):
                 state.setdefault("suspect", line.step)
                 state.setdefault("epoch", epoch)
@@ -57,6 +57,11 @@ class HollowMargin:
         if apart is None or "verdict" in state:
             return None
         return self._unverified(state, line) if "suspect" in state else FINE
+
+    def _most(self, state: State, name: str, vote: bool) -> bool:
+        """Whether three in four of the last updates say so."""
+        votes = keep(state.setdefault(name, []), vote, self.lines)
+        return len(votes) == self.lines and 4 * sum(votes) >= 3 * self.lines
 
     def _told_apart(self, line: Line) -> bool | None:
         accuracy = line.get("rewards/accuracies")
@@ -73,7 +78,7 @@ class HollowMargin:
             return None
         state["verdict"] = measured
         upper = wilson_upper(measured, pairs)
-        if not (state.get("apart") or "suspect" in state) or upper >= self.preference:
+        if not (state.get("sure") or "suspect" in state) or upper >= self.preference:
             return FINE
         return Check(
             "sick",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from streams import found, watched
+from streams import found, merged, updates, watched
 
 from prefopt.detectors import Run
 from prefopt.detectors.drift import Drift
@@ -34,6 +34,18 @@ def test_the_change_raises_beta_and_ends_at_the_next_such_finding() -> None:
 def test_a_little_is_normal_and_a_high_level_is_not_a_rise() -> None:
     assert found(Drift(), probe(2.0, 2.2, 2.3, 2.4), DPO) is None
     assert found(Drift(), probe(5.0, 5.1, 4.9), DPO) is None
+
+
+def compared(trained: float, held_out: float) -> list:
+    """Updates that tell so many of their rows apart, and evaluations where the probe's nll rises by 1.5."""
+    lines = updates(20, rewards__accuracies=trained, loss=0.3)
+    return merged(lines, [(at, {**values, "eval/rewards/accuracies": held_out}) for at, values in probe(2.0, 3.5, 3.5)])
+
+
+def test_a_rise_is_a_note_where_held_out_rows_are_told_apart_as_well_as_trained_ones() -> None:
+    assert found(Drift(), compared(0.75, 0.72), DPO).level == "info"
+    by_heart = found(Drift(), compared(0.95, 0.72), DPO)
+    assert by_heart.level == "sick" and by_heart.evidence["gap"] == pytest.approx(0.23)
 
 
 def test_an_update_says_nothing_and_what_is_meant_to_leave_the_start_is_not_judged() -> None:

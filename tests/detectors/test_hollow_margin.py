@@ -39,6 +39,13 @@ def test_own_answers_that_are_not_told_apart_make_it_sick() -> None:
     assert finding.change == {"objective": "online_dpo", "reward": "math"}
 
 
+def test_margins_that_a_small_beta_keeps_small_are_hollow_too_once_a_reward_says_so() -> None:
+    small = updates(60, loss=0.5, rewards__accuracies=1.0, rewards__margins=0.5, epoch=lambda step: step / 100)
+    assert found(HollowMargin(), small, DPO) is None
+    assert found(HollowMargin(), merged(small, asked(0.50)), DPO).level == "sick"
+    assert found(HollowMargin(), merged(small, asked(0.73)), DPO) is None
+
+
 def test_own_answers_that_are_told_apart_take_the_suspicion_back() -> None:
     assert found(HollowMargin(), merged(APART, asked(0.73)), DPO) is None
 
