@@ -144,7 +144,7 @@ def run_updates(work: Work, earlier: Earlier, out: Path) -> None:
         with Signals(journal.say) as signals, keeper:
             _loop(work, source, updater, place, lambda: _between(place, keeper, signals, updater, earlier, work))
     except NotFinite as error:
-        raise InputError(f"{error}.{_advice(keeper, changed=True)}") from None
+        raise InputError(f"{error}.{_advice(keeper, work, changed=True)}") from None
     if place.step and place.skipped == place.step:
         raise InputError(
             f"none of {place.step} updates could be taken: no gradient was finite; lower learning_rate, or look at the "
@@ -156,13 +156,18 @@ def run_updates(work: Work, earlier: Earlier, out: Path) -> None:
 def _loop(work: Work, source: Any, updater: Updater, place: Place, between: Callable[[], None]) -> None:
     """The updates from `place` on, until they are over or, where that is asked for, the run is found to be sick."""
 
-    def after() -> None:
-        between()
+    def end_where_sick() -> None:
         if work.watching is not None and work.watching.sick() is not None:
             raise Ended
 
+    def after() -> None:
+        between()
+        end_where_sick()
+
     evaluation = work.evaluation()
     try:
+        if place.step:  # it may have been stopped between the update that it was found sick at and its end
+            end_where_sick()
         run_loop(
             work.models,
             work.plan.objective,
@@ -195,18 +200,21 @@ def _between(place: Place, keeper: Keeper, signals: Signals, updater: Updater, e
     if ranks.all_max(int(not updater.is_finite())):
         raise InputError(
             f"after update {place.step} some weights are not numbers, so no checkpoint was written; lower "
-            f"learning_rate or max_grad_norm.{_advice(keeper, changed=True)}"
+            f"learning_rate or max_grad_norm.{_advice(keeper, work, changed=True)}"
         )
     facts = {**earlier.facts, "best": work.best.step if work.best else None}
     keeper.save(place.step, facts, wait=wanted == 2)
     if wanted == 2:
-        raise Paused(f"stopped after update {place.step} of {work.plan.steps}.{_advice(keeper)}")
+        raise Paused(f"stopped after update {place.step} of {work.plan.steps}.{_advice(keeper, work)}")
 
 
-def _advice(keeper: Keeper, changed: bool = False) -> str:
+def _advice(keeper: Keeper, work: Work, changed: bool = False) -> str:
     """How to go on from the newest checkpoint, where there is one; changed: with other options, or it ends the same."""
     whole = ranks.from_main(keeper.whole)  # the others know of their own part only
     how = "With that changed, --allow-inexact (allow_inexact=true)" if changed else "The same command"
+    if work.settings["run"].overwrite:  # the same command would remove the checkpoint and begin anew
+        again = f"`prefopt train --resume {work.settings['run'].out}{' --allow-inexact' if changed else ''}`"
+        how = f"{'With that changed, ' if changed else ''}{again}, not the same command with overwrite=true,"
     return "" if whole is None else f" {how} goes on from update {whole}."
 
 
