@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefopt import ranks
+from prefopt import config, ranks
 from prefopt.checkpoint.commit import sweep
 from prefopt.models.load import base_model
 from prefopt.recipes.lock import Lock
@@ -17,6 +17,7 @@ from prefopt.records import InputError
 
 CHECKPOINTS = "checkpoints"  # folder of the run's whole state, while it goes on
 BEST = "best"  # folder of the weights that keep=best may choose, while it goes on
+FIXED = "fixed"  # folder of the run that mends a sick one, in its own
 
 
 @contextlib.contextmanager
@@ -44,22 +45,49 @@ def clear(out: Path, journal: Any) -> None:
     """Remove an earlier run's result, once this one is known to work."""
     ranks.barrier()
     if ranks.is_main():
+        (out / "summary.json").unlink(missing_ok=True)  # first: it says that the rest is a result
         for name in ("model", "critic", CHECKPOINTS, BEST):
             shutil.rmtree(out / name, ignore_errors=True)
-        (out / "summary.json").unlink(missing_ok=True)
         journal.clear()
 
 
-def _done(out: Path) -> str | None:
-    """A problem in words if a run has ended in `out`."""
-    begun = any((out / CHECKPOINTS).glob("step-*"))
-    if (out / "summary.json").exists() or ((out / "model").exists() and not begun):
+def holds_run(out: Path) -> bool:
+    """Whether there is a run in `out`, finished or with a checkpoint, or a model of which that is not known."""
+    return any((out / name).exists() for name in ("summary.json", "model")) or _begun(out)
+
+
+def _begun(out: Path) -> bool:
+    return any((out / CHECKPOINTS).glob("step-*"))
+
+
+def _done(out: Path, settings: Mapping[str, Any]) -> str | None:
+    """A problem in words if a run has ended in `out`, or there is a model that is not from a run of these settings."""
+    fixed = out / FIXED
+    if (out / "summary.json").exists() and (fixed / "config.yaml").exists() and not (fixed / "summary.json").exists():
+        return (
+            f"{out}: already holds a run, and {fixed} an unfinished one that mends it: "
+            f"`prefopt train --resume {fixed}` goes on with that; or choose another out, or overwrite=true for both"
+        )
+    unknown = (out / "model").exists() and not _begun(out) and not _asked_before(out, settings)
+    if (out / "summary.json").exists() or unknown:
         return f"{out}: already holds a run; choose another out, or overwrite=true"
     return None
 
 
-def prepare(run: Any, reference_model: str | None, stack: contextlib.ExitStack) -> Path:
+def _asked_before(out: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the run in `out` was begun with these settings, so that without a summary it is this one, unfinished."""
+    kept = out / "config.yaml"
+    return kept.is_file() and _lines(kept.read_text(encoding="utf-8")) == _lines(config.to_yaml(settings))
+
+
+def _lines(recipe: str) -> list[str]:
+    """A recipe without the options that --resume resets."""
+    return [line for line in recipe.splitlines() if not line.startswith(("overwrite:", "allow_inexact:"))]
+
+
+def prepare(settings: Mapping[str, Any], stack: contextlib.ExitStack) -> Path:
     """The run folder, checked to be writable and free and locked until `stack` ends, before any slow work."""
+    run, reference_model = settings["run"], settings["reference"].reference_model
     out = Path(run.out)
     problem = None
     if ranks.is_main():
@@ -70,7 +98,7 @@ def prepare(run: Any, reference_model: str | None, stack: contextlib.ExitStack) 
             (out / ".writable").unlink()
             stack.callback(Lock(out).close)
             # now that it is locked: a run may have ended here a moment ago
-            problem = _done(out) if not run.overwrite and _done(out) else problem
+            problem = (None if run.overwrite else _done(out, settings)) or problem
             sweep(out / CHECKPOINTS)
         except InputError as error:
             problem = problem or str(error)

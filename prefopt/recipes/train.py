@@ -30,7 +30,7 @@ from prefopt.models.sharding import shard
 from prefopt.objectives.facts import extras, fitted, needs_reference, settled
 from prefopt.recipes import online
 from prefopt.recipes.card import write_card, written_text
-from prefopt.recipes.folder import BEST, CHECKPOINTS, clear, closed_to_others, prepare
+from prefopt.recipes.folder import BEST, CHECKPOINTS, clear, closed_to_others, holds_run, prepare
 from prefopt.recipes.journal import Journal, progress
 from prefopt.recipes.results import Best, save, save_critic, with_a_better_way
 from prefopt.recipes.resume import Earlier
@@ -167,13 +167,13 @@ def train(*, objective: Any, **options: Any) -> Result:
     with ranks.one_for_all(), contextlib.ExitStack() as stack:
         ranks.start(60 * run.max_wait_minutes)
         stack.enter_context(closed_to_others())
-        out = prepare(run, settings["reference"].reference_model, stack)
+        out = prepare(settings, stack)
         earlier = Earlier.find(out, settings)
         torch.manual_seed(run.seed)
         if ranks.device().type == "cpu":
             keep_freed_memory()
         journal = stack.enter_context(Journal(out, settings))
-        if earlier.checkpoint is None:  # else once it is known to be the same run: --resume reads them
+        if not holds_run(out):  # else once this one is known to work: --resume reads those of the run that is there
             journal.keep_settings()
         with memory_advice():
             result = _train(objective, settings, rewards, journal, out, earlier)
@@ -255,7 +255,7 @@ def _train(
         "resumed_at": earlier.resumed,
         "inexact": earlier.inexact,
     }
-    _publish(Result(model_dir, summary), plan, settings, tokenizer)
+    _publish(Result(model_dir, summary), plan, settings, tokenizer, journal)
     return Result(model_dir, summary)
 
 
@@ -345,7 +345,7 @@ def _probe(
     return probe
 
 
-def _publish(result: Result, plan: Plan, settings: dict[str, Any], tokenizer: Any) -> None:
+def _publish(result: Result, plan: Plan, settings: dict[str, Any], tokenizer: Any, journal: Journal) -> None:
     """Summary and model card, from the first process, and the upload if there is to be one."""
     run: RunOptions = settings["run"]
     if ranks.is_main():
@@ -356,13 +356,14 @@ def _publish(result: Result, plan: Plan, settings: dict[str, Any], tokenizer: An
         except OSError as error:
             raise InputError(
                 f"{result.model_dir.parent}: cannot write there ({error.strerror}); the model is there, its card and "
-                "summary.json are not; make room, and the same command goes on from the newest checkpoint"
+                "summary.json are not; make room, and the same command, without overwrite=true, goes on from the "
+                "newest checkpoint"
             ) from error
         for name in (CHECKPOINTS, BEST):  # the result is there
             shutil.rmtree(result.model_dir.parent / name, ignore_errors=True)
     ranks.barrier()
     if run.push_to_hub and ranks.is_main():
-        _push(result.model_dir, run.push_to_hub, run.hub_private)
+        _push(result.model_dir, run.push_to_hub, run.hub_private, journal.say)
 
 
 def _numbers(journal: Journal, best: Best | None, plan: Plan) -> dict[str, Any]:
@@ -626,13 +627,14 @@ def _critic_rate(actor: Any, loop: LoopOptions, peak: float) -> str:
     )
 
 
-def _push(folder: Path, name: str, private: bool) -> None:
+def _push(folder: Path, name: str, private: bool, say: Callable[[str], None]) -> None:
     from huggingface_hub import HfApi
 
+    again = shlex.join(["hf", "upload", *(["--private"] if private else []), name, str(folder), "."])
+    say(f"uploading {folder} to {name}; should that be cut off, `{again}` does it again")
     try:
         api = HfApi()
         api.create_repo(name, exist_ok=True, private=private)
         api.upload_folder(repo_id=name, folder_path=folder)
     except Exception as error:  # whatever the network or the hub does, the files stay and the command to retry is said
-        again = shlex.join(["hf", "upload", *(["--private"] if private else []), name, str(folder), "."])
         raise InputError(f"{name}: the upload failed ({error}); the model is safe; retry with `{again}`") from error

@@ -21,6 +21,7 @@ from prefopt.evaluate.scoring import sampled, score
 from prefopt.models.policy import text_config
 from prefopt.models.sampler import Local
 from prefopt.models.sampling import Completion, Sampling
+from prefopt.recipes.folder import FIXED
 from prefopt.recipes.journal import Journal
 from prefopt.recipes.lines import Lines
 from prefopt.records import Example, InputError
@@ -30,7 +31,6 @@ from prefopt.rollout.prompts import Prompt
 from prefopt.rollout.text import Text, end_tokens
 
 FINDINGS = "findings.jsonl"
-FIXED = "fixed"  # folder of the run that mends one, in its own
 PROBED, COMPARED = 64, 200  # prompts of a probe, without a reward and with one
 ATTEMPTS = 4  # answers to each prompt that a pair is taken from
 

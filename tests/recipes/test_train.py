@@ -362,6 +362,37 @@ def test_an_existing_run_is_not_overwritten_unless_asked(model_dir, pairs, tmp_p
     assert max(line["step"] for line in journal(out)) == 1
 
 
+def test_a_model_without_a_summary_is_this_run_unfinished_or_another_run(model_dir, pairs, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(recipe, "_publish", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(DPO(), model_dir, pairs, out)
+    monkeypatch.undo()
+    assert (out / "model").exists() and not (out / "summary.json").exists()
+    with pytest.raises(InputError, match="already holds a run"):
+        run(DPO(beta=0.2), model_dir, pairs, out)
+    run(DPO(), model_dir, pairs, out)
+    assert (out / "summary.json").exists()
+
+
+def test_a_result_that_is_being_removed_is_no_result(model_dir, pairs, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    run(DPO(), model_dir, pairs, out)
+    monkeypatch.setattr("prefopt.recipes.folder.shutil.rmtree", lambda *args, **named: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(DPO(), model_dir, pairs, out, overwrite=True)
+    assert (out / "model").exists() and not (out / "summary.json").exists()
+
+
+def test_an_unfinished_run_that_mends_another_is_named(model_dir, pairs, tmp_path, nothing_loads):
+    out = tmp_path / "run"
+    (out / "fixed").mkdir(parents=True)
+    (out / "summary.json").write_text("{}")
+    (out / "fixed" / "config.yaml").write_text("objective: dpo\n")
+    with pytest.raises(InputError, match=r"`prefopt train --resume .*run/fixed` goes on with that"):
+        run(DPO(), model_dir, pairs, out)
+
+
 def test_a_result_is_never_written_over_the_model_it_comes_from(model_dir, pairs, nothing_loads):
     with pytest.raises(InputError, match="the result would be written over a model it is made from"):
         run(DPO(), model_dir, pairs, model_dir.parent, overwrite=True)
@@ -425,7 +456,7 @@ def test_missing_data_is_refused_before_anything_is_loaded(model_dir, tmp_path, 
 
 
 @pytest.mark.fault(40)
-def test_a_failed_upload_keeps_the_files_and_says_how_to_retry(model_dir, pairs, tmp_path, monkeypatch):
+def test_a_failed_upload_keeps_the_files_and_says_how_to_retry(model_dir, pairs, tmp_path, monkeypatch, capsys):
     import huggingface_hub
 
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -437,6 +468,7 @@ def test_a_failed_upload_keeps_the_files_and_says_how_to_retry(model_dir, pairs,
         InputError, match=r"me/mine: the upload failed \(no route to host\); the model is safe; retry with `hf upload"
     ):
         run(DPO(), model_dir, pairs, out, push_to_hub="me/mine")
+    assert "should that be cut off, `hf upload --private me/mine" in capsys.readouterr().err
     assert (out / "summary.json").exists() and (out / "model" / "README.md").exists()
     AutoModelForCausalLM.from_pretrained(out / "model")
 
@@ -531,8 +563,10 @@ def test_an_adapters_shape_cannot_be_changed_when_it_is_continued(model_dir, pai
 def test_a_failed_run_leaves_the_result_that_it_was_to_overwrite(model_dir, pairs, tmp_path):
     out = tmp_path / "run"
     kept = weights(AutoModelForCausalLM.from_pretrained(run(DPO(), model_dir, pairs, out).model_dir))
+    settings = (out / "config.yaml").read_text()
     with pytest.raises(InputError, match="no such"):
         run(DPO(), model_dir, tmp_path / "typo.jsonl", out, overwrite=True)
+    assert (out / "config.yaml").read_text() == settings
     assert largest_difference(weights(AutoModelForCausalLM.from_pretrained(out / "model")), kept) == 0
 
 
