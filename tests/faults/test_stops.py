@@ -69,7 +69,9 @@ def test_the_command_line_exits_with_75_and_resume_goes_on(server, monkeypatch, 
     words = ["train", "dpo", "--model", model, "--data", pairs, "--out", str(tmp_path / "run"), "max_steps=3"]
     monkeypatch.setattr(loop, "update", update)
     assert cli.main([*words, "overwrite=true"]) == EXIT_CODE
-    assert "stopped after update 1 of 3" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "stopped after update 1 of 3" in said and "The same command goes on" not in said  # it would begin anew
+    assert f"`prefopt train --resume {tmp_path / 'run'}`, not the same command with overwrite=true, goes on" in said
     # the second, for it began with overwrite=true, and that is not what --resume repeats
     assert cli.main(["train", "--resume", str(tmp_path / "run")]) == EXIT_CODE
     assert "stopped after update 2 of 3" in capsys.readouterr().err
@@ -94,7 +96,7 @@ def test_on_a_slow_disk_every_checkpoint_is_waited_for_and_the_run_is_the_same(
 
     def slow(tensors, path):
         time.sleep(0.05)  # the slow disk itself
-        plain(tensors, path)
+        return plain(tensors, path)
 
     def noted(writing, step, *rest, **named):
         order.append(step)
