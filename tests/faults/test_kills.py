@@ -28,7 +28,10 @@ def same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 @pytest.mark.parametrize("save_async", [False, True], ids=["waiting", "async"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_was(kind, save_async, server):
-    """Kills at moments drawn evenly among their kinds: between steps, within updates, saves, generation, reward."""
+    """Kills at moments drawn evenly among their kinds: between steps, within updates, saves, generation, reward.
+
+    Of each chain of lives a checkpoint comes after so many updates, which a resume then has to do again.
+    """
     options = {"save_every": 1, "save_minutes": None, "save_async": save_async}
     unharmed, out = server.folder / f"{kind}-whole", server.folder / f"{kind}-killed"
     shutil.rmtree(unharmed, ignore_errors=True)
@@ -37,7 +40,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_was(kind,
     draw, kills, lives = random.Random(f"{kind}/{save_async}/{KILLS}"), 0, 0
     while kills < KILLS // 2:
         shutil.rmtree(out, ignore_errors=True)
-        code = -9
+        options["save_every"], code = draw.choice((1, 2, 3, 5)), -9
         while code == -9:
             name = draw.choice(sorted(moments))
             number = draw.randint(1, moments[name])

@@ -17,6 +17,7 @@ from fake_server import Answer, chat, serving
 from laws import WORDS, save_model, word_tokenizer
 
 from prefopt import cli, config
+from prefopt.commands import sample as commands
 from prefopt.data import DataOptions, load
 from prefopt.data.columns import Record
 from prefopt.models.sampling import Sampling
@@ -162,7 +163,7 @@ def prompts(num: int, turns: bool = False) -> list[dict[str, Any]]:
 def task(kind: str, n: int = 4, seed: int = 0, **options: Any) -> Task:
     """Completions are rewarded for coming near five words, unless options name another reward."""
     usual = {"reward": "length", "length_target": 5, "prompts_at_once": 3} if kind != "revised" else {}
-    sections = {**{name: config.SECTIONS[name] for name in ("model", "data")}, **cli.SAMPLED}
+    sections = {**{name: config.SECTIONS[name] for name in ("model", "data")}, **commands.SAMPLED}
     sections.pop("server")
     return Task(kind, n, Sampling(max_tokens=9), seed, config.resolve(sections, {**usual, **options}))  # type: ignore
 
@@ -513,7 +514,7 @@ def test_what_would_not_be_read_is_refused_before_anything_is_loaded(capsys: Any
 
 
 def test_every_option_of_rows_is_for_some_kind() -> None:
-    assert {kind for kinds in READ_BY.values() for kind in kinds} <= set(cli.ROWS) == set(TRAINS)
+    assert {kind for kinds in READ_BY.values() for kind in kinds} <= set(commands.ROWS) == set(TRAINS)
     assert set(READ_BY) <= set(vars(RowOptions()))
 
 
