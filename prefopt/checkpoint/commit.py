@@ -55,11 +55,16 @@ def hidden(folder: Path, step: int, attempt: str) -> Path:
     return folder / f"{HIDDEN}{step:08d}-{attempt}"
 
 
+def make_place(folder: Path) -> None:
+    """Make the folder of a run's checkpoints, with its name on the disk. OSError."""
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync(folder.parent)
+
+
 def make(writing: Path) -> None:
     """Make a folder to write a checkpoint into, in one of the run's whose name is on the disk. OSError."""
-    if not writing.parent.exists():
-        writing.parent.mkdir(parents=True, exist_ok=True)
-        sync(writing.parent.parent)
+    make_place(writing.parent)
     writing.mkdir(exist_ok=True)
 
 

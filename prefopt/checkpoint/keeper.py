@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -21,6 +22,7 @@ from prefopt.checkpoint.tree import Tree
 from prefopt.records import InputError
 
 MOST = 0.05  # share of the time in which checkpoints may be on their way to the disk, where the clock asks for them
+ROUND = 1.0  # seconds that a process waits for its own part before it meets the others, which shows that all are alive
 LAST = 20.0  # seconds in which the other processes of a run that failed may still finish their parts
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -77,10 +79,13 @@ class Keeper:
         self.failed = 0  # saves in a row
         self.took = 0.0  # seconds that the latest one was written in
         self.problem = ""
+        self.short = False  # whether memory was too short for a copy, which is said once
         self.ends = math.inf  # when the other processes' parts are waited for no more
         self.writing: Future[None] | None = None
-        # started now: where memory is short, a thread that is to start may never say that it did
-        self.thread = ThreadPoolExecutor(1, "prefopt-checkpoint") if options.save_async else None
+        # of several processes each writes in a thread, so that it can meet the others meanwhile. Started now: where
+        # memory is short, a thread that is to start may never say that it did
+        threaded = options.save_async or ranks.world() > 1
+        self.thread = ThreadPoolExecutor(1, "prefopt-checkpoint") if threaded else None
         if self.thread is not None:
             self.thread.submit(int).result()
         hasher()
@@ -94,9 +99,16 @@ class Keeper:
         """Wait for what is being written; where the run failed, for other processes' parts only LAST seconds, and not
         at all where one of them is gone: it finishes its own part before it goes.
         """
-        if kind is not None:
-            self.ends = time.monotonic() + (0.0 if ranks.is_lost(error) else LAST)
-        self.close()
+        try:
+            if error is None:
+                self._await_all()
+        except BaseException as lost:
+            error = lost
+            raise
+        finally:
+            if error is not None:
+                self.ends = time.monotonic() + (0.0 if ranks.is_lost(error) else LAST)
+            self.close()
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint should be written after update `step`; one that is still being written is waited for
@@ -122,20 +134,42 @@ class Keeper:
         if self.failed and ranks.is_main():  # what a slower process wrote when the others had given up
             commit.sweep(self.folder)
         attempt = ranks.from_main(f"{os.getpid()}-{time.monotonic_ns()}")
-        later = self.options.save_async and not wait
-        tree = Tree(self.state(), copy=later)
+        later, tree = self._taken(step, self.options.save_async and not wait)
         self.last_step, self.last_time = step, time.monotonic()
-        if later and self.thread is not None:
+        # now, as best weights are kept for what is in it; where it cannot be made, writing says so
+        with contextlib.suppress(OSError):
+            commit.make_place(self.folder)
+        if self.thread is not None and (later or ranks.world() > 1):
             self.writing = self.thread.submit(self._write, step, tree, dict(facts), attempt)
-            return
-        self._write(step, tree, dict(facts), attempt)
-        self.finish()
+        else:
+            self._write(step, tree, dict(facts), attempt)
+        if not later:
+            self.finish()
+
+    def _taken(self, step: int, later: bool) -> tuple[bool, Callable[[], Tree]]:
+        """Whether training goes on while the state is written, the same on all processes, and what takes it apart.
+
+        later: whether it should; it does not where memory is too short for a copy.
+        """
+        state, problem = self.state(), ""
+        if later:
+            try:
+                tree = Tree(state, copy=True)
+            except (MemoryError, RuntimeError) as error:  # the second is torch's own
+                problem = (str(error) or type(error).__name__).splitlines()[0]
+            later = not ranks.all_max(int(bool(problem)))
+            if not later and not self.short:
+                self.short = True
+                why = problem or "in another process"
+                self.say(
+                    f"step {step}: no memory for a copy of the state ({why}); training waits while checkpoints are "
+                    "written, as with save_async=false"
+                )
+        return (True, lambda: tree) if later else (False, lambda: Tree(state, copy=False))
 
     def finish(self) -> None:
-        """Wait for what is being written. InputError as for `save`, on all processes."""
-        if self.writing is not None:
-            wait([self.writing])
-            self.writing = None
+        """Wait for what is being written, by all processes. InputError as for `save`, on all of them."""
+        self._await_all()
         most = ranks.all_max(self.failed)
         if most >= self.options.max_failed_saves:
             problem = next(one for one in ranks.gather(self.problem) if one)
@@ -143,6 +177,13 @@ class Keeper:
                 f"{self.folder}: {most} checkpoints in a row could not be written (the last: {problem}); "
                 "make room there or choose another out; the same command goes on from the newest whole checkpoint"
             )
+
+    def _await_all(self) -> None:
+        """Wait until every process has written its part, however long one takes: they meet every ROUND seconds."""
+        while self.writing is not None:
+            wait([self.writing], timeout=ROUND)
+            if not ranks.all_max(int(self.busy)):
+                self.writing = None
 
     def make_room(self) -> None:
         """Before a result is written: older checkpoints go where the disk has less room than the newest one takes."""
@@ -160,7 +201,7 @@ class Keeper:
 
     # ---------------------------------------------------------------- in the thread that writes
 
-    def _write(self, step: int, tree: Tree, facts: dict[str, Any], attempt: str) -> None:
+    def _write(self, step: int, tree: Callable[[], Tree], facts: dict[str, Any], attempt: str) -> None:
         began = time.monotonic()
         try:
             self._written(step, tree, facts, attempt)
@@ -186,7 +227,7 @@ class Keeper:
         except Exception as error:
             self.say(f"step {step}: the checkpoint is written, but older ones could not be removed ({error})")
 
-    def _written(self, step: int, tree: Tree, facts: dict[str, Any], attempt: str) -> None:
+    def _written(self, step: int, tree: Callable[[], Tree], facts: dict[str, Any], attempt: str) -> None:
         try:
             self._attempt(step, tree, facts, attempt)
         except OSError as error:
@@ -200,12 +241,13 @@ class Keeper:
                 raise
             self._attempt(step, tree, facts, f"{attempt}-again")
 
-    def _attempt(self, step: int, tree: Tree, facts: dict[str, Any], attempt: str) -> None:
+    def _attempt(self, step: int, tree: Callable[[], Tree], facts: dict[str, Any], attempt: str) -> None:
         rank, world = ranks.rank(), ranks.world()
         writing = commit.hidden(self.folder, step, attempt)
         try:
             commit.make(writing)
-            commit.seal(writing, rank, tree.write(writing, f"rank-{rank}"), tree.hashes)
+            parts = tree()
+            commit.seal(writing, rank, parts.write(writing, f"rank-{rank}"), parts.hashes)
             if rank:
                 return
             for file in self.files:

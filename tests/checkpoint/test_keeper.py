@@ -216,6 +216,68 @@ def test_a_state_that_cannot_be_written_is_a_failed_save_too(tmp_path, monkeypat
     assert "no memory for it" in run.said[0] and run.keeper.failed == 1
 
 
+@pytest.mark.fault(24)
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_where_memory_is_too_short_for_a_copy_training_waits_while_it_is_written(error, tmp_path, monkeypatch):
+    from prefopt.checkpoint.tree import Tree
+
+    plain = Tree._still
+
+    def still(self: Tree, tensor: torch.Tensor) -> torch.Tensor:
+        if self.copy:
+            raise error
+        return plain(self, tensor)
+
+    monkeypatch.setattr(Tree, "_still", still)
+    run = Run(tmp_path)
+    for step in (1, 2):
+        run.save(step)
+        run.weights.fill_(99)
+    run.keeper.close()
+    assert [held(step, run.folder) for step in (1, 2)] == [1.0, 2.0] and run.keeper.failed == 0
+    assert sum("no memory for a copy of the state" in line for line in run.said) == 1
+
+
+def test_the_folder_is_there_before_anything_else_happens(tmp_path, monkeypatch):
+    """Without it the weights that a first checkpoint counts on look as if none did."""
+    run, gate = Run(tmp_path), threading.Event()
+    plain = commit.make
+
+    def make(writing: Path) -> None:
+        assert gate.wait(30)
+        plain(writing)
+
+    monkeypatch.setattr(commit, "make", make)
+    run.save(1)
+    assert run.folder.exists() and run.kept() == []
+    gate.set()
+    run.keeper.close()
+    assert run.kept() == [1]
+
+
+@pytest.mark.parametrize("end", ["the next one", "the end"])
+def test_processes_meet_again_and_again_while_one_of_them_is_still_writing(end, tmp_path, monkeypatch):
+    """One that waits long in one place would be taken for hung."""
+    from prefopt.checkpoint import keeper
+
+    monkeypatch.setattr(keeper, "ROUND", 0.01)
+    run, gate, met = Run(tmp_path), Gate(monkeypatch), list[int]()
+    with run.keeper:
+        run.save(1)
+        assert gate.reached.wait(30)
+
+        def all_max(number: int) -> int:
+            met.append(number)
+            if len(met) == 5:
+                gate.open.set()
+            return number
+
+        monkeypatch.setattr(keeper.ranks, "all_max", all_max)
+        if end == "the next one":
+            run.keeper.finish()
+    assert met[:5] == [1] * 5 and 0 in met and run.kept() == [1]
+
+
 def test_files_that_the_state_counts_on_are_synced_before_the_commit(tmp_path, monkeypatch):
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     run = Run(tmp_path, save_async=False)
