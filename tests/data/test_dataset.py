@@ -8,9 +8,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from chat_styles import CHATML, assistant, build, user
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import save_model
 
@@ -251,7 +252,7 @@ def digits(x: float) -> int:
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32))
-@example(999999995904.0)
+@hypothesis.example(999999995904.0)
 def test_a_score_is_the_shortest_decimal_of_what_single_precision_keeps(value: float) -> None:
     kept = single(value)
     assert struct.pack("f", kept) == struct.pack("f", value) and digits(kept) <= digits(value)
