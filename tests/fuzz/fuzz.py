@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 CASES = Path(__file__).parent / "cases"
+LATEST = "latest"  # a file with the input that hypothesis is at; what is left of it has crashed
 LONGEST = 20_000  # bytes of an input
 
 
@@ -44,11 +45,16 @@ def follow(name: str, seconds: int) -> None:
             try:
                 TARGETS[name](data)
             except BaseException:
-                (CASES / name / f"crash-{hashlib.sha256(data).hexdigest()[:16]}").write_bytes(data)
+                keep(name, data)
                 raise
 
         atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={CASES / name}/", corpus], kept)
         atheris.Fuzz()
+
+
+def keep(name: str, data: bytes) -> None:
+    """Write an input that crashed to a file of its own."""
+    (CASES / name / f"crash-{hashlib.sha256(data).hexdigest()[:16]}").write_bytes(data)
 
 
 def search(name: str, seconds: int) -> None:
@@ -65,11 +71,11 @@ def search(name: str, seconds: int) -> None:
     def fuzz(data: bytes) -> None:
         nonlocal seen
         seen += 1
-        last.write_bytes(data)
+        latest.write_bytes(data)
         TARGETS[name](data)
-        last.unlink()
+        latest.unlink()
 
-    last = CASES / name / "latest"
+    latest = CASES / name / LATEST
     while time.monotonic() < until:
         fuzz()
     print(f"{name}: {seen:,} inputs in {seconds} s, none crashed")
@@ -93,6 +99,10 @@ def main(words: list[str]) -> int:
         print(f"{name}: {seconds} s", flush=True)
         if subprocess.run([sys.executable, __file__, "--one", name, str(seconds)]).returncode:
             failed.append(name)
+        latest = CASES / name / LATEST
+        if latest.exists():
+            keep(name, latest.read_bytes())
+            latest.unlink()
         if not any((CASES / name).iterdir()):
             (CASES / name).rmdir()
     print(f"crashed: {', '.join(failed)}; see {CASES}" if failed else "nothing crashed")
