@@ -185,6 +185,17 @@ class Keeper:
             if not ranks.all_max(int(self.busy)):
                 self.writing = None
 
+    def keep_one(self) -> bool:
+        """Remove all checkpoints but the newest whole one, once none is being written; whether there were others."""
+        if self.writing is not None:
+            wait([self.writing])
+        if self.whole is None or len(commit.found(self.folder)) < 2:
+            return False
+        stay = commit.prune(self.folder, 1, self.whole)
+        self.committed([commit.manifest_of(path)["facts"] for path in stay])
+        self.say(f"no room for the best weights; all checkpoints but that of step {self.whole} were removed")
+        return True
+
     def make_room(self) -> None:
         """Before a result is written: older checkpoints go where the disk has less room than the newest one takes."""
         if self.whole is None or not ranks.is_main():

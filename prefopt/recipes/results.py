@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from prefopt.recipes.folder import BEST, CHECKPOINTS
 from prefopt.records import InputError
 
 
-def save(actor: Any, tokenizer: Any, folder: Path) -> Path:
+def save(actor: Any, tokenizer: Any, folder: Path, make_room: Callable[[], bool] = lambda: False) -> Path:
     """Write the model (or adapter) and tokenizer as a Hugging Face directory, from one process; whole or not at all.
 
-    actor: a policy, or one with a critic, of which the policy is the result.
+    actor: a policy, or one with a critic, of which the policy is the result. make_room: called where it could not be
+    written; whether it is worth a second try.
     """
     policy: Policy = getattr(actor, "policy", actor)
     _refuse_broken(policy.model)
@@ -35,11 +36,20 @@ def save(actor: Any, tokenizer: Any, folder: Path) -> Path:
         extra["selected_adapters"] = ["default"]
         if policy.scorer is not None:
             extra["save_embedding_layers"] = False  # they grew by the padding token at most, which is never read
-    if ranks.is_main():
+
+    def write() -> None:
         with _whole(folder) as writing:
             with policy.ordinary() as model:
                 model.save_pretrained(writing, **extra)
             tokenizer.save_pretrained(writing)
+
+    if ranks.is_main():
+        try:
+            write()
+        except InputError:
+            if not make_room():
+                raise
+            write()
     ranks.barrier()
     return folder
 
@@ -71,8 +81,8 @@ def _whole(folder: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(writing, ignore_errors=True)
         raise InputError(
-            f"{folder}: cannot be written ({error}); make room there, and the same command goes on from the newest "
-            "checkpoint, if there is one"
+            f"{folder}: cannot be written ({error}); make room there, and the same command, without overwrite=true, "
+            "goes on from the newest checkpoint, if there is one"
         ) from error
 
 
@@ -91,7 +101,7 @@ def save_critic(actor: Any, tokenizer: Any, folder: Path) -> None:
 class Best:
     """Saves the weights whenever an evaluation beats every earlier one.
 
-    step, metrics: of the evaluation whose weights are kept.
+    step, metrics: of the evaluation whose weights are kept. make_room: as of `save`.
     """
 
     def __init__(self, metric: str, out: Path, policy: Any, tokenizer: Any) -> None:
@@ -99,6 +109,7 @@ class Best:
         self.sign = 1.0 if find(self.metric).sign == "lower" else -1.0
         self.value, self.step = math.inf, 0
         self.metrics: dict[str, float] = {}
+        self.make_room: Callable[[], bool] = lambda: False
 
     def listen(self, step: int, metrics: dict[str, float]) -> None:
         if not any(name.startswith("eval/") for name in metrics):
@@ -109,7 +120,7 @@ class Best:
         if value < self.value or not self.metrics:  # the first in any case: there must be a result
             self.value = math.inf if math.isnan(value) else value
             self.step, self.metrics = step, metrics
-            save(self.policy, self.tokenizer, self._folder(step))
+            save(self.policy, self.tokenizer, self._folder(step), self.make_room)
             if not (self.out / CHECKPOINTS).exists():
                 self.forget([])
 

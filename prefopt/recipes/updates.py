@@ -140,6 +140,8 @@ def run_updates(work: Work, earlier: Earlier, out: Path) -> None:
         committed=work.best.forget if work.best else lambda kept: None,
         whole=earlier.checkpoint.step if earlier.checkpoint else None,
     )
+    if work.best is not None:
+        work.best.make_room = keeper.keep_one
     try:
         with Signals(journal.say) as signals, keeper:
             _loop(work, source, updater, place, lambda: _between(place, keeper, signals, updater, earlier, work))

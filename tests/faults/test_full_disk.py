@@ -106,6 +106,19 @@ def test_a_run_that_is_done_is_saved_although_its_last_checkpoints_were_not(serv
 
 
 @needs_mounts
+@pytest.mark.fault(6)
+def test_older_checkpoints_make_room_for_better_weights(server, sizes, tmp_path):
+    """Two of each find room, and of the third weights, which a later evaluation finds better, the half."""
+    options, kept = OFTEN | {"keep": "best"}, tmp_path / "kept"
+    assert server.run("dpo", tmp_path / "whole", options) == 0, server.said
+    size = 2 * sizes.checkpoint + int(2.5 * sizes.model)
+    code = server.run("dpo", tmp_path / "run", options, scene="small_disk", bytes=size, keep=str(kept))
+    assert code == 0, server.said
+    assert "no room for the best weights; all checkpoints but that of step 6 were removed" in server.said
+    assert result(kept) == result(tmp_path / "whole")
+
+
+@needs_mounts
 @pytest.mark.fault(7)
 def test_metrics_wait_in_memory_while_the_disk_is_full(server, unharmed, sizes, tmp_path):
     size, kept = sizes.model + 20 * scenes.PAGE, tmp_path / "kept"

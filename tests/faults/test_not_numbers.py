@@ -153,9 +153,9 @@ def test_the_best_weights_from_before_are_the_result_where_later_ones_broke(mode
     out = tmp_path / "run"
     plain, seen = results.save, []
 
-    def save(actor: Any, tokenizer: Any, folder: Path) -> Path:
+    def save(actor: Any, tokenizer: Any, folder: Path, make_room: Any) -> Path:
         seen.append(all(bool(torch.isfinite(p).all()) for p in actor.model.parameters()))
-        return plain(actor, tokenizer, folder)
+        return plain(actor, tokenizer, folder, make_room)
 
     monkeypatch.setattr(results, "save", save)
     poison(monkeypatch, {4}, "weight")

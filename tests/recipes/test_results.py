@@ -57,7 +57,7 @@ class Saves:
         self.out = out
         self.best = Best("eval/loss", out, None, None)
 
-        def save(actor: Any, tokenizer: Any, folder: Path) -> Path:
+        def save(actor: Any, tokenizer: Any, folder: Path, make_room: Any) -> Path:
             folder.mkdir(parents=True)
             return folder
 
