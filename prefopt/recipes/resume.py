@@ -108,6 +108,8 @@ def options_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def surroundings() -> dict[str, Any]:
     """Versions, processes, threads and device: each can change the last digits of a result."""
+    import numpy
+    import peft
     import transformers
 
     return {
@@ -115,6 +117,8 @@ def surroundings() -> dict[str, Any]:
         "prefopt": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "numpy": numpy.__version__,
         "processes": ranks.world(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -229,9 +233,10 @@ class Earlier:
         names = self.settings["reward"].names if "reward" in self.settings else []
         self._same("contents", contents(data, names))
 
-    def compare_weights(self, actor: Any) -> None:
-        """InputError where the model is not the one that the run began with."""
-        self._same("weights", {"model": weights(actor)})
+    def compare_weights(self, actor: Any, reference: Any) -> None:
+        """InputError where the model, or the reference_model if there is one, is not the one the run began with."""
+        own = {"reference_model": weights_key(reference.model)} if reference is not None else {}
+        self._same("weights", {"model": weights(actor), **own})
 
     def _same(self, name: str, now: dict[str, Any]) -> None:
         self.facts[name] = now

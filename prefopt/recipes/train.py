@@ -190,7 +190,8 @@ def _train(
     clock.lap("data")
     policy, tokenizer = _loaded(plan, settings, journal)
     actor, critic_tokenizer = _with_critic(policy, plan, settings, tokenizer, journal)
-    earlier.compare_weights(actor)
+    other = _other(settings, policy, plan)
+    earlier.compare_weights(actor, other)
     earlier.describe(journal)
     journal.keep_settings()
     clock.lap("load")
@@ -209,7 +210,7 @@ def _train(
     clock.lap("preflight")
     probe = _probe(plan, settings, policy, tokenizer, journal, earlier.checkpoint is not None)
     clock.lap("probe")
-    reference, how = _reference(plan, settings, policy, budget, journal)
+    reference, how = _reference(plan, settings, policy, other, budget, journal)
     if rows is not None and (rollouts or reference is not None) and settings["reference"].reference_model is None:
         journal.say_all("preflight", preflight.check_start(plan.objective, actor, reference, rows))
     clock.lap("reference")
@@ -549,14 +550,13 @@ def _policy(loaded: Loaded, settings: dict[str, Any], objective: Any, journal: J
 
 
 def _reference(
-    plan: Plan, settings: dict[str, Any], policy: Policy, budget: Budget, journal: Journal
+    plan: Plan, settings: dict[str, Any], policy: Policy, other: Policy | None, budget: Budget, journal: Journal
 ) -> tuple[Any, str | None]:
-    """The reference and where it comes from, in words; (None, None) for objectives without one."""
+    """The reference and where it comes from, in words; (None, None) for objectives without one. other: see `_other`."""
     if not needs_reference(plan.objective):
         _shard(policy, settings["model"], journal)
         return None, None
     options: ReferenceOptions = settings["reference"]
-    other = _other(settings, policy, plan.tokenizer) if options.reference_model is not None else None
     reference, how = pick(options, policy, budget, other, plan.objective.facts.live)
     if options.reference_sync_steps:
         how += f", moved every {options.reference_sync_steps} updates"
@@ -571,12 +571,16 @@ def _reference(
     return reference, how
 
 
-def _other(settings: dict[str, Any], policy: Policy, tokenizer: Any) -> Policy:
-    """The reference_model. InputError unless it has the model's tokenizer, and its shapes where the two are mixed."""
+def _other(settings: dict[str, Any], policy: Policy, plan: Plan) -> Policy | None:
+    """The reference_model; None where there is none, or no reference is needed.
+
+    InputError unless it has the model's tokenizer, and its shapes where the two are mixed.
+    """
     options: ReferenceOptions = settings["reference"]
-    assert options.reference_model is not None
+    if options.reference_model is None or not needs_reference(plan.objective):
+        return None
     loaded = load_model(options.reference_model, settings["model"], ranks.device())
-    if loaded.tokenizer.get_vocab() != tokenizer.get_vocab():
+    if loaded.tokenizer.get_vocab() != plan.tokenizer.get_vocab():
         raise InputError(f"{options.reference_model}: its tokenizer is not the model's, so it cannot be the reference")
     model = loaded.model if loaded.adapter is None else adapt(loaded.model, LoraOptions(), loaded.adapter)
     if options.reference_sync_steps and _shapes(model) != _shapes(policy.model):

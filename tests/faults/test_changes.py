@@ -104,6 +104,19 @@ def test_another_model_is_refused(folder):
 
 
 @pytest.mark.fault(31)
+def test_another_reference_model_is_refused_and_named_where_that_is_allowed(folder, server):
+    save_model(folder / "reference", seed=1)
+    options = {**ASKED, "reference_model": str(folder / "reference")}
+    stop = [("before update", 3, signal.SIGTERM)]
+    out = folder / "referred"
+    assert server.run("dpo", out, {**options, "model": str(folder / "model")}, signals=stop) == EXIT_CODE, server.said
+    save_model(folder / "reference", seed=2)
+    (line,) = differences(refused(folder, **options, out=out))
+    assert line.startswith("reference_model: ")
+    assert go_on(folder, **options, out=out, allow_inexact=True)["inexact"] == [line]
+
+
+@pytest.mark.fault(31)
 def test_other_versions_and_other_threads_are_refused(folder, nothing_loads, monkeypatch):
     now = str(torch.__version__)
     monkeypatch.setattr(torch, "__version__", "9.9")
