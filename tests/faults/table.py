@@ -43,7 +43,11 @@ FAULTS = {
         "the update is skipped and counted, after max_bad_steps in a row the run stops; such weights are never saved, "
         "such a loss is never logged as 0",
     ),
-    14: Fault("the loss jumps or diverges", "reported", "there is no detector yet that reports it"),
+    14: Fault(
+        "gradients jump, or the policy runs away",
+        "noted in findings.jsonl: gradients that jump again and again, a policy that drifts from what it could say; a "
+        "loss that jumps without either is only seen in metrics.jsonl",
+    ),
     15: Fault("a reward raises", "its samples have no score and the first traceback is shown; a stop where most fail"),
     16: Fault("a reward hangs", "it is killed at its deadline; its samples have no score"),
     17: Fault(
