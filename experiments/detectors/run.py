@@ -32,7 +32,6 @@ import tasks
 import runs
 from prefopt import detectors
 from prefopt.detectors import Finding, Run, Watch
-from prefopt.detectors.drift import restrained
 from prefopt.records import write_json
 from runs import Spec
 
@@ -140,17 +139,26 @@ def remedies(spec: Spec, finding: Finding) -> dict[str, Spec]:
     if spec.failure == "hollow":
         return {"online_dpo": replace(spec, intent="remedy", objective="online_dpo", rows="", size=0)}
     if spec.failure == "drift":
-        change = {**restrained(Run(**spec.facts())), **finding.change}
+        change = finding.change
         epochs = change.get("epochs", spec.steps * spec.batch / spec.size)
         steps = max(round(epochs * spec.size / spec.batch), 1)
         own = {**spec.options, "beta": change.get("beta", spec.options["beta"])}
-        return {"restrained": replace(spec, intent="remedy", options=own, steps=steps)}
+        return {
+            "as the finding says": replace(spec, intent="remedy", options=own, steps=steps),
+            "three times beta, stopped": replace(spec, intent="remedy", options=tripled(spec)),
+            "beta 1, stopped": replace(spec, intent="remedy", options={"beta": 1.0}),
+        }
     if spec.failure == "orpo":
         return {"sft first": replace(spec, intent="remedy", first=spec.steps)}
     return {
         "start that solves some": replace(spec, intent="remedy", first=40, size=200),
         "partial credit": replace(spec, intent="remedy", partial=True),
     }
+
+
+def tripled(spec: Spec) -> dict[str, Any]:
+    beta = spec.options["beta"]
+    return {"beta": 0.1 if beta < 0.03 else min(3 * beta, 1.0)}
 
 
 def ended(spec: Spec) -> Callable[[list[Any]], bool]:
@@ -271,8 +279,8 @@ def with_twins(specs: Sequence[Spec]) -> list[Spec]:
 # ---------------------------------------------------------------- remedies, measured
 
 
-def mended(specs: Sequence[Spec], out: Path, jobs: int) -> list[dict[str, Any]]:
-    """Every sick run of its failure's own detector, with what its remedy brings."""
+def mended(specs: Sequence[Spec], out: Path, jobs: int, most: int) -> list[dict[str, Any]]:
+    """Sick runs that their failure's own detector found, with what its remedy brings; the first `most` of each task."""
     todo: list[tuple[Spec, str, Spec]] = []
     for spec in specs:
         own, other = kept(spec, out), twin_of(spec)
@@ -280,7 +288,8 @@ def mended(specs: Sequence[Spec], out: Path, jobs: int) -> list[dict[str, Any]]:
         if spec.intent != "sick" or own is None or (other and twin is None) or not sick(own, twin):
             continue
         finding = listened(own).find(NAMED[spec.failure])
-        if finding is not None:
+        taken = {each.name for each, _, _ in todo if (each.failure, each.kind) == (spec.failure, spec.kind)}
+        if finding is not None and len(taken) < most:
             todo += [(spec, name, each) for name, each in remedies(spec, finding).items()]
     run_all([each for _, _, each in todo], out, jobs)
     return [_mended(spec, name, each, specs, out) for spec, name, each in todo if kept(each, out) is not None]
@@ -353,11 +362,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
     parser.add_argument("--docs", type=Path, default=DOCS, help="page whose tables are written anew")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
+    parser.add_argument("--remedies", type=int, default=8, help="sick runs of a failure and task to try the remedy on")
     parser.add_argument("--failures", nargs="+", choices=NAMED, default=list(NAMED))
     parser.add_argument("--kinds", nargs="+", choices=tasks.KINDS, default=list(tasks.KINDS))
     parser.add_argument("--calibrate", action="store_true", help="thresholds, from the calibration tasks")
     parser.add_argument("--train", action="store_true", help="the runs alone")
-    parser.add_argument("--report", action="store_true", help="verdicts and tables of the runs that are there")
+    parser.add_argument(
+        "--report", action="store_true", help="remedies, verdicts and tables of the runs that are there"
+    )
     given = parser.parse_args()
     if given.calibrate:
         write_json(HERE / "calibration.json", calibrate(given.out))
@@ -367,7 +379,7 @@ def main() -> None:
         run_all(specs, given.out, given.jobs)
     if given.train:
         return
-    healed = mended(specs, given.out, 1 if given.report else given.jobs)
+    healed = mended(specs, given.out, given.jobs, given.remedies)
     made = tables.report(collected(specs, given.out), healed, {"calibration": CALIBRATION, "unseen": UNSEEN}, NAMED)
     write_json(given.results, made)
     tables.write(given.docs, made)

@@ -34,7 +34,7 @@ class SparseReward:
 
     # rollouts that are judged together; the option stall_window of a run goes before it. Fewer speak sooner, and take
     # a slow start for a stall
-    window: int = 20
+    window: int = 30
     # share of groups without any success above which they count as stalled
     failed: float = 0.9
     needed: int = 1

@@ -51,7 +51,7 @@ class RolloutOptions:
     # completions of each held-out prompt, at the temperature of training: more narrow the interval
     eval_completions: int = 4
     # rollouts over which the watch judges a stall: none of their groups, or nearly none, was ever rewarded
-    stall_window: int = 20
+    stall_window: int = 30
     # rollouts in a row without a single score before the run stops; none of them is trained on
     max_unscored: int = 3
     # completions of each rollout written to completions.jsonl; None: all

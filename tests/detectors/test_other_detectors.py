@@ -33,7 +33,7 @@ CASES: dict[str, tuple[Run, Any, str, Any, Any]] = {
             updates(100, rewards__accuracies=between(0.5, 1.0, 50)),
             evaluations(100, eval__rewards__accuracies=lambda step: 0.55, eval__loss=lambda step: 0.7),
         ),
-        "warn",
+        "info",
         merged(
             updates(100, rewards__accuracies=between(0.5, 0.8, 100)),
             evaluations(100, eval__rewards__accuracies=lambda step: 0.5 + 0.002 * step, eval__loss=lambda step: 0.6),
@@ -174,7 +174,7 @@ def test_a_stream_that_looks_like_it_is_not(name: str) -> None:
     assert found(EVERY[name](), misleading, run) is None
 
 
-@pytest.mark.parametrize(("beta", "level"), [(0.01, None), (0.1, "warn"), (1.0, None), (None, "warn")])
+@pytest.mark.parametrize(("beta", "level"), [(0.01, None), (0.1, "info"), (1.0, None), (None, "info")])
 def test_a_held_out_loss_that_turns_up_counts_near_beta_0_1_alone(beta: float | None, level: str | None) -> None:
     stream = evaluations(100, eval__loss=lambda step: 0.6 - 0.003 * min(step, 50) + 0.004 * max(step - 50, 0))
     finding = found(EVERY["memorising"](), stream, Run("dpo", {"beta": beta} if beta else {}))
