@@ -621,7 +621,7 @@ BUGS = [
     Bug(
         "rewards: a batch that raised is lost as a whole",
         "rewards/function.py",
-        "elif len(job.units) > 1 and time.monotonic() < until:",
+        "elif _worth_another(job, outcome) and time.monotonic() < until:",
         "elif len(job.units) > len(samples):",
         tests="tests/rewards/test_function.py",
         words="loses_its_own_sample and raises",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import resource
+import re
 import sys
+from pathlib import Path
 
 from prefopt import config
 from prefopt.records import InputError
@@ -29,7 +30,10 @@ def peak_bytes() -> int:
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # not ru_maxrss: it begins with what the process held that this one was started from
+    held = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    assert held is not None, "Linux says what a process held"
+    return int(held[1]) * 1024
 
 
 if __name__ == "__main__":
