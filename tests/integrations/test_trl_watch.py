@@ -11,6 +11,7 @@ import torch
 from laws import llama
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from prefopt.detectors.sparse_reward import SparseReward
 from prefopt.integrations.trl import Watch
 
 STATES = Path(__file__).parent.parent / "doctor" / "logs"
@@ -57,7 +58,7 @@ def test_a_stalled_run_is_said_once_and_kept(tmp_path):
 
 
 def test_a_sick_run_is_stopped_where_that_is_asked_for(tmp_path):
-    watch = Watch(on_sick="stop", say=lambda text: None, out=tmp_path)
+    watch = Watch(on_sick="stop", say=lambda text: None, out=tmp_path, watched=[SparseReward(window=20)])
     trainer = replayed("grpo_stalled", tmp_path / "out", watch, steps=30)
     assert trainer.state.global_step == watch.watch.sick().step == 20
 
