@@ -2,7 +2,7 @@
 
 `make bench-saving`. The state is a run's: float32 masters and both moments of AdamW, 12 bytes a parameter, with every
 generator of random numbers. In turns, each into files of its own and with the disk's queue emptied before: a checkpoint
-as a run saves it with save_async=false (synced, hashed, committed, the one before it removed), the same tensors with
+as a run saves it with save_async=false (synced, hashed, committed; the one before it goes in the background), the same tensors with
 `safetensors.torch.save_file` and an fsync, and these without the fsync, which says when the system has the bytes and
 not when the disk has them. A ratio is the median over rounds of a round's own. Then the asynchronous way: how long
 training stands still, which is the copy of the state, and how much slower updates are while the copy goes to the disk.

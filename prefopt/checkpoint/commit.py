@@ -208,17 +208,18 @@ def _of_text(manifest: Any) -> str:
 # ---------------------------------------------------------------- keeping few
 
 
-def prune(folder: Path, keep: int, newest: int) -> list[Path]:
+def prune(folder: Path, keep: int, newest: int, remove: Callable[[Path], object] | None = None) -> list[Path]:
     """Remove all but `keep` checkpoints, at least one, up to that of step `newest`, and return those that stay.
 
-    newest: known to be whole. Later ones are from before a resume that found them wanting, and go.
+    newest: known to be whole. Later ones are from before a resume that found them wanting, and go. remove: takes what
+    has lost its name already; `discard` unless given.
     """
     there = found(folder)
     until = [path for path in there if (step_of(path) or 0) <= newest]
     stay = until[-max(keep, 1) :]
     for path in there:
         if path not in stay:
-            discard(aside(path))
+            (remove or discard)(aside(path))
     return stay
 
 

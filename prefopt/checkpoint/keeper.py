@@ -232,7 +232,10 @@ class Keeper:
     def _tidy(self, step: int) -> None:
         """What follows a commit. The checkpoint is there whatever becomes of it, so nothing is written again."""
         try:
-            stay = commit.prune(self.folder, self.options.keep_checkpoints, step)
+            # removing a large file takes a while, for which nobody need wait
+            stay = commit.prune(
+                self.folder, self.options.keep_checkpoints, step, lambda path: hasher().submit(commit.discard, path)
+            )
             commit.point(self.folder, stay[-1])
             self.committed([commit.manifest_of(path)["facts"] for path in stay])
         except Exception as error:

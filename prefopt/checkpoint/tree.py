@@ -29,7 +29,7 @@ class Tree:
     def __init__(self, state: Any, copy: bool) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.hashes: dict[str, str] = {}
-        self.copy, self.held = copy, set[int]()
+        self.copy = copy
         self.plain = self._apart(state, "")
 
     def write(self, folder: Path, name: str) -> list[str]:
@@ -58,19 +58,12 @@ class Tree:
         raise TypeError(f"{place or 'the state'}: a {type(value).__name__} cannot be part of a state")
 
     def _still(self, tensor: Tensor) -> Tensor:
-        """As it is now, in memory of its own."""
+        """As it is now, on the CPU and in one piece; with `copy` in memory of its own."""
         local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
         local = local.detach()
-        if self.copy or local.device.type != "cpu" or not local.is_contiguous() or self._shares(local):
+        if self.copy or local.device.type != "cpu" or not local.is_contiguous():
             return local.to("cpu", copy=True).contiguous()
         return local
-
-    def _shares(self, tensor: Tensor) -> bool:
-        """Whether it is a part of a larger piece of memory, or one that is there already: safetensors takes neither."""
-        memory = tensor.untyped_storage()
-        shared = memory.nbytes() != tensor.numel() * tensor.element_size() or memory.data_ptr() in self.held
-        self.held.add(memory.data_ptr())
-        return shared
 
 
 def read(folder: Path, name: str) -> Any:
