@@ -37,11 +37,12 @@ from runs import Spec
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs" / "watch.md"
-CALIBRATION, UNSEEN = ("worlds", "sums"), ("instructions",)
+CALIBRATION, UNSEEN = ("worlds", "sums", "instructions"), ("brackets",)
 NAMED = {"hollow": "hollow_margin", "stall": "sparse_reward", "drift": "drift", "orpo": "orpo_start"}
 # step sizes at which a healthy run of a task gains steadily
-RATES = {"worlds": 1e-3, "sums": 3e-4, "instructions": 1e-3}
-# runs of each intent on a calibration task; the unseen one has twice as many
+RATES = {"worlds": 1e-3, "sums": 3e-4, "instructions": 1e-3, "brackets": 1e-3}
+# runs of each intent on a task; of `TWICE` twice as many
+TWICE = ("instructions", "brackets")
 SIZES = {"sick": 12, "healthy": 12, "hard": 6}
 
 # ---------------------------------------------------------------- what sick means, written before any detector ran
@@ -76,7 +77,7 @@ def plan(kinds: Iterable[str], failures: Iterable[str] = NAMED) -> list[Spec]:
         for failure in failures:
             for kind in kinds:
                 for intent, size in SIZES.items():
-                    if number < size * (2 if kind in UNSEEN else 1):
+                    if number < size * (2 if kind in TWICE else 1):
                         specs += MAKERS[failure](kind, intent, number)
     return list({spec.name: spec for spec in specs}.values())
 

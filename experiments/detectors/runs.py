@@ -123,12 +123,10 @@ def surface(task: tasks.Task, size: int, seed: int) -> list[Example]:
     space, chance = task.world.space, random.Random(seed)
     drawn = torch.Generator().manual_seed(seed)
     prompts = torch.randint(len(space.prompts), (size,), generator=drawn)
-    mark, place, long = task.world.seed % 6, task.world.seed % 4, task.world.seed % 2 == 0
+    mark, place, second_style = task.world.seed % 6, task.world.seed % 4, task.world.seed % 2 == 0
     probability = task.world.reference.exp()
-    if task.kind == "sums":
-        two = (space.lengths == 2) & (space.tokens[:, 1] < tasks.DIGITS) & (space.tokens[:, 0] > 0)
-        one = (space.lengths == 2) & (space.tokens[:, 1] == tasks.DIGITS)
-        better, worse = (two, one) if long else (one, two)
+    if task.kind in ("sums", "brackets"):
+        better, worse = marks(task)
         first, second = (
             torch.multinomial(probability[prompts] * own, 1, generator=drawn)[:, 0] for own in (better, worse)
         )
@@ -138,12 +136,29 @@ def surface(task: tasks.Task, size: int, seed: int) -> list[Example]:
     found = []
     for p, own in zip(prompts.tolist(), number.tolist(), strict=True):
         answer = space.completion(own)
-        at, good = (0, tasks.SYMBOLS + long) if task.kind == "instructions" else (place, mark)
-        others = [tasks.SYMBOLS + (not long)] if task.kind == "instructions" else [t for t in range(6) if t != mark]
+        at, good = (0, tasks.SYMBOLS + second_style) if task.kind == "instructions" else (place, mark)
+        others = (
+            [tasks.SYMBOLS + (not second_style)] if task.kind == "instructions" else [t for t in range(6) if t != mark]
+        )
         bad = answer[at] if answer[at] in others else chance.choice(others)
         found.append(pair(space.prompts[p].tolist(), [*answer[:at], good, *answer[at + 1 :]],
                           [*answer[:at], bad, *answer[at + 1 :]]))  # fmt: skip
     return found
+
+
+def marks(task: tasks.Task) -> tuple[Tensor, Tensor]:
+    """The completions with a mark and those with its opposite, [C] bool each: longer or shorter, or begun with a round
+    bracket.
+    """
+    space, seed = task.world.space, task.world.seed
+    if task.kind == "sums":
+        more = (space.lengths == 2) & (space.tokens[:, 1] < tasks.DIGITS) & (space.tokens[:, 0] > 0)
+        less = (space.lengths == 2) & (space.tokens[:, 1] == tasks.DIGITS)
+    elif seed % 3 == 2:
+        more, less = ((space.tokens[:, 0] % tasks.OPENING == kind) & (space.lengths > 1) for kind in (0, 1))
+    else:
+        more, less = task.finished & (space.lengths > 2), task.finished & (space.lengths == 2)
+    return (more, less) if seed % 2 == 0 else (less, more)
 
 
 # ---------------------------------------------------------------- what a run measures
@@ -175,7 +190,7 @@ class Probe:
         right = (better > worse).double() + (better == worse).double() / 2
         return {
             "eval/probe_nll": -float(logp[self.prompt, self.answer].sum() / tokens),
-            "eval/probe_finished": 1.0,
+            "eval/probe_finished": float(self.task.finished[self.answer].double().mean()),
             "eval/probe_accuracy": float(right.mean()),
             "eval/probe_pairs": float(len(right)),
         }

@@ -1,8 +1,9 @@
-"""Three tasks that differ in kind, each with every completion, its probability and its true reward known.
+"""Four tasks that differ in kind, each with every completion, its probability and its true reward known.
 
 worlds: four tokens of six, judged by a random reward (docs/bench.md). sums: two digits to add up in base five, an
 answer of one or two digits that has to end by itself, judged by how far off it is. instructions: an operation on three
-symbols and a style token before the answer, judged by what is right of it.
+symbols and a style token before the answer, judged by what is right of it. brackets: five brackets of two kinds, some
+still open, to be closed in order by an answer of up to four tokens that has to end by itself, judged by its mistakes.
 
 Letters: P prompts, C completions, L tokens of the longest completion.
 """
@@ -10,6 +11,7 @@ Letters: P prompts, C completions, L tokens of the longest completion.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +24,17 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from prefopt import bench
 from prefopt.bench.space import next_logp
 
-KINDS = ("worlds", "sums", "instructions")
+KINDS = ("worlds", "sums", "instructions", "brackets")
 # what a run starts from: a model that answers; the same where its twin has yet to learn to; that twin
 REFERENCE, ANSWERS, BASE = "reference", "answers", "base"
 DIGITS, SYMBOLS, STYLES, LENGTH = 5, 3, 2, 3  # sums are in base five
 NO_NUMBER = 90  # what is no number counts as at least this far off
+OPENING, OPENED, DEEPEST, MOST_MISTAKES = (
+    2,
+    5,
+    3,
+    4,
+)  # brackets: kinds (closing ones follow), in a prompt, open, counted
 OPERATIONS: tuple[Callable[[tuple[int, ...]], tuple[int, ...]], ...] = (
     lambda x: x,
     lambda x: x[::-1],
@@ -40,7 +48,8 @@ FIT_STEPS, FIT_BATCH, FIT_RATE = 500, 128, 4e-3
 class Task:
     """world: with the start model as its reference and a true reward of mean 0 and one standard deviation under the
     model that answers. right [P, C] bool: what a checker accepts. measured: numbers of the prompts by which a run is
-    judged. answers [P, C]: log-probs of the model that answers, from which rows may be drawn.
+    judged. answers [P, C]: log-probs of the model that answers, from which rows may be drawn. finished [C] bool: the
+    completions that are no answer cut off.
     """
 
     kind: str
@@ -48,6 +57,7 @@ class Task:
     right: Tensor
     measured: Tensor
     answers: Tensor
+    finished: Tensor
 
     def logp(self, model: Any) -> Tensor:
         """log p of every completion of the measured prompts, [M, C] nats."""
@@ -70,14 +80,19 @@ def task(kind: str, seed: int, start: str, folder: Path, chance: float = 0.0) ->
     if kind == "worlds":
         space, gold, known, table = _worlds(seed, start)
     else:
-        space, raw = (_sums if kind == "sums" else _instructions)()
+        space, raw = FITTED[kind][0]()
         answers = _fitted(space, _teacher(kind, REFERENCE), (kind, seed, REFERENCE), folder)
         known = answers if start != BASE else _fitted(space, _teacher(kind, start), (kind, seed, start), folder)
         table = _tokens(answers, space).sum(2)
         gold = _standard(raw, table)
     world = bench.World(seed, "structured", space, gold, *_reference(known, space), known)
-    measured = torch.arange(0, len(space.prompts), 3 if kind == "instructions" else 1)
-    return Task(kind, world, accepted(world, chance), measured, table)
+    measured = torch.arange(0, len(space.prompts), {"instructions": 3, "brackets": 2}.get(kind, 1))
+    return Task(kind, world, accepted(world, chance), measured, table, _finished(kind, space))
+
+
+def _finished(kind: str, space: bench.Space) -> Tensor:
+    """[C] bool. In sums two digits are an answer as they are."""
+    return (space.tokens == 2 * OPENING).any(1) if kind == "brackets" else torch.ones(len(space.tokens)) > 0
 
 
 def accepted(world: bench.World, chance: float) -> Tensor:
@@ -148,12 +163,55 @@ def _instructions() -> tuple[bench.Space, Tensor]:
     return space, same + ((same == 1) & styled).double() - (~styled).double()
 
 
+# ---------------------------------------------------------------- brackets
+
+
+def _brackets() -> tuple[bench.Space, Tensor]:
+    """Ids: opening brackets, the closing ones of the same kinds, the end; then the same brackets in a prompt."""
+    given = [(p, left) for p in itertools.product(range(2 * OPENING), repeat=OPENED) for left in [_open(p, [])]]
+    asked = [(p, left) for p, left in given if left is not None and 0 < len(left) <= DEEPEST]
+    space = bench.Space.of([[2 * OPENING + 1 + b for b in p] for p, _ in asked], 2 * OPENING, DEEPEST + 1, end=True)
+    answers = [space.completion(number) for number in range(len(space.tokens))]
+    mistakes = torch.tensor([[_mistakes(left, answer) for answer in answers] for _, left in asked])
+    return space, -mistakes.clamp(max=MOST_MISTAKES).double()
+
+
+def _open(brackets: Sequence[int], left: list[int]) -> list[int] | None:
+    """The brackets still open, in order; None where one closes what was not opened."""
+    for bracket in brackets:
+        if bracket < OPENING:
+            left = [*left, bracket]
+        elif left and left[-1] == bracket - OPENING:
+            left = left[:-1]
+        else:
+            return None
+    return left
+
+
+def _mistakes(left: list[int], answer: Sequence[int]) -> int:
+    """Brackets of an answer that close nothing, those left open, and one for an answer that does not end."""
+    wrong = 0
+    for token in answer:
+        after = _open([token], left) if token < 2 * OPENING else left
+        wrong, left = (wrong + 1, left) if after is None else (wrong, after)
+    return wrong + len(left) + (2 * OPENING not in answer)
+
+
 # ---------------------------------------------------------------- models
 
 
 def _teacher(kind: str, start: str) -> Tensor:
     """What a start model is fitted to, [P, C] probabilities."""
-    return (_sums_teacher if kind == "sums" else _instructions_teacher)(start)
+    return FITTED[kind][1](start)
+
+
+def _brackets_teacher(start: str) -> Tensor:
+    """Few mistakes, and short rather than long; or what would close some other prompt, whatever was asked."""
+    space, raw = _brackets()
+    likely = (raw / 0.6).exp() * 0.5 ** space.lengths.double()
+    if start == BASE:
+        likely = (likely / likely.sum(1, keepdim=True)).mean(0).expand_as(raw)
+    return likely / likely.sum(1, keepdim=True)
 
 
 def _sums_teacher(start: str) -> Tensor:
@@ -175,6 +233,13 @@ def _instructions_teacher(start: str) -> Tensor:
     noise = torch.where(styled, 1.0, 1e-4).expand_as(right)
     own, some, noise = (each / each.sum(1, keepdim=True) for each in (right, any_operation, noise))
     return 0.7 * some + 0.3 * noise if start == BASE else 0.4 * own + 0.3 * some + 0.3 * noise
+
+
+FITTED: dict[str, tuple[Callable[[], tuple[bench.Space, Tensor]], Callable[[str], Tensor]]] = {
+    "sums": (_sums, _sums_teacher),
+    "instructions": (_instructions, _instructions_teacher),
+    "brackets": (_brackets, _brackets_teacher),
+}
 
 
 def _fitted(space: bench.Space, teacher: Tensor, name: Sequence[Any], folder: Path) -> Any:
