@@ -327,7 +327,7 @@ def _parquet(path: Path) -> Iterator[Row | RowError]:
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(f"{path}:{number}", values)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # names and dates that are none
         raise InputError(
             f"{path}: not a whole Parquet file ({str(error).splitlines()[0]}); write or copy it again"
         ) from None

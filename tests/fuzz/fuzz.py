@@ -53,8 +53,8 @@ def follow(name: str, seconds: int) -> None:
 
 
 def keep(name: str, data: bytes) -> None:
-    """Write an input that crashed to a file of its own."""
-    (CASES / name / f"crash-{hashlib.sha256(data).hexdigest()[:16]}").write_bytes(data)
+    """Write an input that crashed to a file of its own, named as atheris names what it keeps."""
+    (CASES / name / f"crash-{hashlib.sha1(data).hexdigest()}").write_bytes(data)
 
 
 def search(name: str, seconds: int) -> None:
