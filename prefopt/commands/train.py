@@ -93,8 +93,6 @@ def resumable(given: argparse.Namespace) -> str:
         raise InputError(f"--resume {folder}: the run has its objective, recipe and out; leave them out here")
     if not (folder / "config.yaml").is_file():
         raise InputError(f"--resume {folder}: holds no run (no config.yaml); name the folder that was its --out")
-    if (folder / "summary.json").exists():
-        raise InputError(f"--resume {folder}: that run is finished; its summary.json is there")
     return str(folder / "config.yaml")
 
 

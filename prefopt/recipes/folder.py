@@ -18,6 +18,11 @@ from prefopt.records import InputError
 CHECKPOINTS = "checkpoints"  # folder of the run's whole state, while it goes on
 BEST = "best"  # folder of the weights that keep=best may choose, while it goes on
 FIXED = "fixed"  # folder of the run that mends a sick one, in its own
+MENDING = (FIXED, f"{FIXED}-first")  # folders of all that mend it
+
+
+class Finished(InputError):
+    """The run that was asked for has come to its end in this folder before."""
 
 
 @contextlib.contextmanager
@@ -32,11 +37,11 @@ def closed_to_others() -> Iterator[None]:
 
 
 def _overwritten(model: str | None, out: Path) -> str | None:
-    """A problem in words if `model`, or the base of an adapter there, is what this run would write over."""
-    target = (out / "model").resolve()
-    if model is None or not target.exists():
+    """A problem in words if `model`, or the base of an adapter there, is what this run would write over or remove."""
+    targets = {(out / name / "model").resolve() for name in (".", *MENDING) if (out / name / "model").exists()}
+    if model is None or not targets:
         return None
-    if Path(model).resolve() == target or (Path(model).exists() and Path(base_model(model)).resolve() == target):
+    if Path(model).resolve() in targets or (Path(model).exists() and Path(base_model(model)).resolve() in targets):
         return f"{out}: the result would be written over a model it is made from ({model}); choose another out"
     return None
 
@@ -45,10 +50,20 @@ def clear(out: Path, journal: Any) -> None:
     """Remove an earlier run's result, once this one is known to work."""
     ranks.barrier()
     if ranks.is_main():
+        if (out / "summary.json").exists():  # only then was it mended
+            for name in MENDING:
+                shutil.rmtree(out / name, ignore_errors=True)
         (out / "summary.json").unlink(missing_ok=True)  # first: it says that the rest is a result
-        for name in ("model", "critic", CHECKPOINTS, BEST):
+        for name in ("model", "critic"):
             shutil.rmtree(out / name, ignore_errors=True)
+        remove_state(out)
         journal.clear()
+
+
+def remove_state(out: Path) -> None:
+    """Remove what is there for a run to go on from."""
+    for name in (CHECKPOINTS, BEST):
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def holds_run(out: Path) -> bool:
@@ -74,6 +89,17 @@ def _done(out: Path, settings: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _mended_now(out: Path) -> str | None:
+    """A problem in words if a run that mends the one in `out` is going on."""
+    try:
+        for name in MENDING:
+            if (out / name).is_dir():
+                Lock(out / name).close()
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def _asked_before(out: Path, settings: Mapping[str, Any]) -> bool:
     """Whether the run in `out` was begun with these settings, so that without a summary it is this one, unfinished."""
     kept = out / "config.yaml"
@@ -86,10 +112,14 @@ def _lines(recipe: str) -> list[str]:
 
 
 def prepare(settings: Mapping[str, Any], stack: contextlib.ExitStack) -> Path:
-    """The run folder, checked to be writable and free and locked until `stack` ends, before any slow work."""
+    """The run folder, checked to be writable and free and locked until `stack` ends, before any slow work.
+
+    InputError where it cannot be had, Finished where these settings have been run there. What a run that was killed
+    after its end has left is removed.
+    """
     run, reference_model = settings["run"], settings["reference"].reference_model
     out = Path(run.out)
-    problem = None
+    problem, finished = None, False
     if ranks.is_main():
         problem = _overwritten(run.model, out) or _overwritten(reference_model, out)
         try:
@@ -98,13 +128,16 @@ def prepare(settings: Mapping[str, Any], stack: contextlib.ExitStack) -> Path:
             (out / ".writable").unlink()
             stack.callback(Lock(out).close)
             # now that it is locked: a run may have ended here a moment ago
-            problem = (None if run.overwrite else _done(out, settings)) or problem
+            problem = (_mended_now(out) if run.overwrite else _done(out, settings)) or problem
             sweep(out / CHECKPOINTS)
+            if (out / "summary.json").exists() and not run.overwrite:
+                finished = _asked_before(out, settings)
+                remove_state(out)
         except InputError as error:
             problem = problem or str(error)
         except OSError as error:
             problem = f"{out}: cannot write there ({error.strerror}); choose another out"
-    problem = ranks.from_main(problem)
+    problem, finished = ranks.from_main((problem, finished))
     if problem:
-        raise InputError(problem)
+        raise Finished(problem) if finished else InputError(problem)
     return out

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import shlex
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from prefopt import config, preflight, ranks
+from prefopt import config, preflight, ranks, streams
 from prefopt.batch import Batch
 from prefopt.budget import Budget, memory_advice
 from prefopt.data import DataOptions, Dataset, load, split, template_text
@@ -30,7 +30,7 @@ from prefopt.models.sharding import shard
 from prefopt.objectives.facts import extras, fitted, needs_reference, settled
 from prefopt.recipes import online
 from prefopt.recipes.card import write_card, written_text
-from prefopt.recipes.folder import BEST, CHECKPOINTS, clear, closed_to_others, holds_run, prepare
+from prefopt.recipes.folder import Finished, clear, closed_to_others, holds_run, prepare, remove_state
 from prefopt.recipes.journal import Journal, progress
 from prefopt.recipes.results import Best, save, save_critic, with_a_better_way
 from prefopt.recipes.resume import Earlier
@@ -163,11 +163,27 @@ def train(*, objective: Any, **options: Any) -> Result:
     """
     named, rewards = online.parted(options)
     settings = _settings(objective, named)
+    fixes, out = settings["watch"].on_sick == "fix", Path(settings["run"].out)
+    with contextlib.ExitStack() as stack:
+        try:
+            result = _alone(objective, settings, rewards, stack)
+            mending = fixed(objective, options, out, result.summary["findings"], _say) if fixes else []
+        except Finished:
+            mending = _unmended(objective, options, out) if fixes else []
+            if not mending:
+                raise
+        for made, changed in mending:  # in folders of their own
+            result = train(objective=made, **changed)
+    return result
+
+
+def _alone(objective: Any, settings: dict[str, Any], rewards: list[Any], held: contextlib.ExitStack) -> Result:
+    """The run itself, whatever is to mend it. held: holds its folder. Finished where it has been run there."""
     run: RunOptions = settings["run"]
     with ranks.one_for_all(), contextlib.ExitStack() as stack:
         ranks.start(60 * run.max_wait_minutes)
         stack.enter_context(closed_to_others())
-        out = prepare(settings, stack)
+        out = prepare(settings, held)
         earlier = Earlier.find(out, settings)
         torch.manual_seed(run.seed)
         if ranks.device().type == "cpu":
@@ -176,14 +192,52 @@ def train(*, objective: Any, **options: Any) -> Result:
         if not holds_run(out):  # else once this one is known to work: --resume reads those of the run that is there
             journal.keep_settings()
         with memory_advice():
-            result = _train(objective, settings, rewards, journal, out, earlier)
-    return _fixed(result, objective, options, out, journal) if settings["watch"].on_sick == "fix" else result
+            return _train(objective, settings, rewards, journal, out, earlier)
+
+
+def _unmended(objective: Any, options: dict[str, Any], out: Path) -> list[tuple[Any, dict[str, Any]]]:
+    """Of the runs that mend the finished one in `out` those that are yet to end; as `fixed` has them."""
+    found = ranks.from_main(json.loads((out / "summary.json").read_text("utf-8")) if ranks.is_main() else {})
+    mending = fixed(objective, options, out, found["findings"] or [], _say)
+    ended = ranks.from_main([(Path(changed["out"]) / "summary.json").exists() for _, changed in mending])
+    return [one for one, is_ended in zip(mending, ended, strict=True) if not is_ended]
+
+
+def _say(text: str) -> None:
+    """A line for the log, while no journal is open."""
+    if ranks.is_main():
+        streams.note(text)
 
 
 def _train(
     objective: Any, settings: dict[str, Any], rewards: list[Any], journal: Journal, out: Path, earlier: Earlier
 ) -> Result:
-    run, clock = settings["run"], Clock()
+    clock = Clock()
+    work, tokenizer, critic_tokenizer, how = _prepared(objective, settings, rewards, journal, out, earlier, clock)
+    run_updates(work, earlier, out)
+    clock.lap("training")
+    actor, best = work.models.policy, work.best
+    model_dir = best.result() if best else save(actor, tokenizer, out / "model")
+    save_critic(actor, critic_tokenizer, out / "critic")
+    clock.lap("save")
+    result = Result(model_dir, _summary(work, earlier, model_dir, how))
+    _publish(result, work.plan, settings, tokenizer, journal)
+    return result
+
+
+def _prepared(
+    objective: Any,
+    settings: dict[str, Any],
+    rewards: list[Any],
+    journal: Journal,
+    out: Path,
+    earlier: Earlier,
+    clock: Clock,
+) -> tuple[Work, Any, Any, str | None]:
+    """All that comes before the first update: what is worked with, the tokenizers of the model and of a critic, and
+    where the reference comes from, in words.
+    """
+    run, resumes = settings["run"], earlier.checkpoint is not None
     plan = _planned(objective, settings, journal.say)
     earlier.compare_rows(plan)
     rollouts = _rollouts(plan, settings, rewards, journal)
@@ -198,73 +252,58 @@ def _train(
     budget = budget_for(settings["loop"], ranks.device(), settings["model"].shard, repeat=repeats(actor))
     if rollouts:
         rollouts.start(policy, tokenizer, budget)
-    checked = run.preflight == "on" and earlier.checkpoint is None  # the weights are those of the start no more
+    checked = run.preflight == "on" and not resumes  # the weights are those of the start no more
     rows = _first_rows(plan, settings, rollouts) if checked else None
     clock.lap("rows")
     if rows is not None:
-        journal.say_all("preflight", preflight.check_policy(policy, rows))
-        if rollouts:
-            options = settings["rollout"]
-            lines = preflight.check_sampler(policy, rows, options.sampling.truncated, options.sampler == "local")
-            journal.say_all("preflight", lines)
+        _check_policy(policy, rows, settings, journal)
     clock.lap("preflight")
-    probe = _probe(plan, settings, policy, tokenizer, journal, earlier.checkpoint is not None)
+    probe = _probe(plan, settings, policy, tokenizer, journal, resumes)
     clock.lap("probe")
     reference, how = _reference(plan, settings, policy, other, budget, journal)
     if rows is not None and (rollouts or reference is not None) and settings["reference"].reference_model is None:
         journal.say_all("preflight", preflight.check_start(plan.objective, actor, reference, rows))
     clock.lap("reference")
-    if earlier.checkpoint is None:
+    if not resumes:
         clear(out, journal)
     peak = _peak(plan.objective, settings["loop"], policy.model)
-    watching = _watched(plan, settings, peak, out, journal, earlier.checkpoint is not None)
+    watching = _watched(plan, settings, peak, out, journal, resumes)
     best = Best(metric_to_keep(run, objective), out, actor, tokenizer) if run.keep == "best" else None
     if words := _critic_rate(actor, settings["loop"], peak):
         journal.say(words)
     journal.begin(plan.steps)
     following = Following(settings["reference"], reference, policy) if _moves(settings) else None
-    work = Work(
-        plan,
-        settings,
-        Models(actor, reference),
-        budget,
-        peak,
-        rollouts,
-        journal,
-        best,
-        following,
-        clock,
-        watching,
-        probe,
-    )
-    run_updates(work, earlier, out)
-    clock.lap("training")
-    model_dir = best.result() if best else save(actor, tokenizer, out / "model")
-    save_critic(actor, critic_tokenizer, out / "critic")
-    clock.lap("save")
-    summary = {
-        "objective": plan.objective.facts.name,
-        "settled": plan.settled,
+    models, listening = Models(actor, reference), (best, following, clock, watching, probe)
+    work = Work(plan, settings, models, budget, peak, rollouts, journal, *listening)
+    return work, tokenizer, critic_tokenizer, how
+
+
+def _check_policy(policy: Policy, rows: Batch, settings: dict[str, Any], journal: Journal) -> None:
+    """The step-0 checks of a policy, and of its sampler where it writes the completions."""
+    journal.say_all("preflight", preflight.check_policy(policy, rows))
+    if "rollout" in settings:
+        options = settings["rollout"]
+        lines = preflight.check_sampler(policy, rows, options.sampling.truncated, options.sampler == "local")
+        journal.say_all("preflight", lines)
+
+
+def _summary(work: Work, earlier: Earlier, model_dir: Path, how: str | None) -> dict[str, Any]:
+    """What summary.json holds. how: where the reference comes from."""
+    rollouts, watching, actor = work.rollouts, work.watching, work.models.policy
+    return {
+        "objective": work.plan.objective.facts.name,
+        "settled": work.plan.settled,
         "model": str(model_dir),
-        **_numbers(journal, best, plan),
+        **_numbers(work.journal, work.best, work.plan),
         **(rollouts.summary() if rollouts else {}),
         **(watching.summary() if watching else {"findings": None, "stalled": None}),
-        "learning_rate": peak,
+        "learning_rate": work.peak,
         "reference": how,
-        "layout": policy.layout,
-        "seconds": clock.laps,
+        "layout": getattr(actor, "policy", actor).layout,
+        "seconds": work.clock.laps,
         "resumed_at": earlier.resumed,
         "inexact": earlier.inexact,
     }
-    _publish(Result(model_dir, summary), plan, settings, tokenizer, journal)
-    return Result(model_dir, summary)
-
-
-def _fixed(result: Result, objective: Any, options: dict[str, Any], out: Path, journal: Journal) -> Result:
-    """The run that mends a sick one, in a folder in its own; this one's result where it is not, or no option can."""
-    for made, changed in fixed(objective, options, out, result.summary["findings"], journal):
-        result = train(objective=made, **changed)
-    return result
 
 
 def is_online(objective: Any) -> bool:
@@ -360,8 +399,7 @@ def _publish(result: Result, plan: Plan, settings: dict[str, Any], tokenizer: An
                 "summary.json are not; make room, and the same command, without overwrite=true, goes on from the "
                 "newest checkpoint"
             ) from error
-        for name in (CHECKPOINTS, BEST):  # the result is there
-            shutil.rmtree(result.model_dir.parent / name, ignore_errors=True)
+        remove_state(result.model_dir.parent)  # the result is there
     ranks.barrier()
     if run.push_to_hub and ranks.is_main():
         _push(result.model_dir, run.push_to_hub, run.hub_private, journal.say)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -143,7 +143,11 @@ def stalled(finding: Finding | None) -> dict[str, Any] | None:
 
 
 def fixed(
-    objective: Any, options: Mapping[str, Any], out: Path, found: Sequence[Mapping[str, Any]], journal: Journal
+    objective: Any,
+    options: Mapping[str, Any],
+    out: Path,
+    found: Sequence[Mapping[str, Any]],
+    say: Callable[[str], None],
 ) -> list[tuple[Any, dict[str, Any]]]:
     """The runs, (objective, options), that mend one, as the recipes of `prefopt doctor --apply` would.
 
@@ -158,9 +162,9 @@ def fixed(
     try:
         recipes = mended(objective.facts.name, own, findings, {})
     except InputError as error:
-        journal.say(f"on_sick=fix: {error}")
+        say(f"on_sick=fix: {error}")
         return []
-    journal.say(f"on_sick=fix: training anew in {out / FIXED}")
+    say(f"on_sick=fix: training anew in {out / FIXED}")
     recipes[-1]["out"] = str(out / FIXED)
     return [_made({**recipe, "on_sick": "warn"}) for recipe in recipes]
 

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import prefopt
 from prefopt import config, metrics
 from prefopt.batch import Batch, Ragged
+from prefopt.commands.train import train as run_command
 from prefopt.models.heads import AUTO
 from prefopt.models.policy import Policy
 from prefopt.models.reference import ReferenceOptions
@@ -28,6 +29,7 @@ from prefopt.objectives import DPO, EVERY, SFT, ProcessReward
 from prefopt.objectives.facts import Facts
 from prefopt.preflight import PreflightError
 from prefopt.recipes import train as recipe
+from prefopt.recipes.lock import Lock
 from prefopt.recipes.updates import Following
 from prefopt.records import Example, InputError
 
@@ -382,6 +384,38 @@ def test_a_result_that_is_being_removed_is_no_result(model_dir, pairs, tmp_path,
     with pytest.raises(ZeroDivisionError):
         run(DPO(), model_dir, pairs, out, overwrite=True)
     assert (out / "model").exists() and not (out / "summary.json").exists()
+
+
+@pytest.mark.parametrize("command", ["the same", "--resume"])
+def test_what_a_run_killed_after_its_summary_left_is_removed(command, model_dir, pairs, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(recipe, "remove_state", lambda out: 1 / 0)
+        run(DPO(), model_dir, pairs, out, save_every=2, keep="best")
+    assert (out / "summary.json").exists()
+    assert {"checkpoints", "best"} <= {path.name for path in out.iterdir()}
+    with pytest.raises(InputError, match="already holds a run"):
+        if command == "--resume":
+            run_command(["--resume", str(out)])
+        else:
+            run(DPO(), model_dir, pairs, out, save_every=2, keep="best")
+    assert not {"checkpoints", "best"} & {path.name for path in out.iterdir()}
+    assert (out / "summary.json").exists() and (out / "model" / "config.json").exists()
+
+
+def test_what_mended_an_overwritten_run_goes_with_it_unless_it_is_needed(model_dir, pairs, tmp_path):
+    out = tmp_path / "run"
+    save_model(out / "fixed" / "model")
+    (out / "summary.json").write_text("{}")
+    with pytest.raises(InputError, match="would be written over a model it is made from"):
+        run(DPO(), out / "fixed" / "model", pairs, out, overwrite=True)
+    lock = Lock(out / "fixed")
+    with pytest.raises(InputError, match="run/fixed: another run is writing there"):
+        run(DPO(), model_dir, pairs, out, overwrite=True)
+    assert (out / "fixed" / "model").exists()
+    lock.close()
+    run(DPO(), model_dir, pairs, out, overwrite=True, max_steps=1)
+    assert (out / "model").exists() and not (out / "fixed").exists()
 
 
 def test_an_unfinished_run_that_mends_another_is_named(model_dir, pairs, tmp_path, nothing_loads):

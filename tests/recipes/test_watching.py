@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from laws import save_model, write_rows
 
 import prefopt
-from prefopt import config
+from prefopt import config, loop
+from prefopt.commands.train import train as command_train
 from prefopt.objectives import DPO, GRPO, KTO, ORPO, SFT
+from prefopt.recipes import train as recipe
 from prefopt.recipes import watching
 from prefopt.records import InputError
 
@@ -141,6 +144,34 @@ def test_on_sick_fix_trains_anew_with_what_mends_it(model_dir, pairs, tmp_path, 
     recipe = config.read_recipe(out / "fixed" / "config.yaml")
     assert (recipe["beta"], recipe["on_sick"]) == (0.1, "warn")
     assert json.loads((out / "summary.json").read_text())["ended_at"] and "training anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("killed", "command"), [("before it begins", "the same"), ("in it", "--resume")])
+def test_on_sick_fix_goes_on_where_the_run_that_mends_was_killed(
+    killed, command, model_dir, pairs, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    options = {**SICK, "max_steps": 10, "beta": 0.01, "on_sick": "fix", "save_every": 2, "save_async": False}
+    given = {**options, "model": model_dir, "data": pairs, "out": out}
+    words = ["dpo", *(f"{name}={json.dumps(x) if isinstance(x, bool) else x}" for name, x in given.items())]
+    plain = loop.update
+
+    def update(*given: Any) -> Any:
+        if (out / "fixed" / "checkpoints" / "step-00000002").exists():
+            raise KeyboardInterrupt
+        return plain(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "update", update)
+        if killed == "before it begins":
+            patch.setattr(recipe, "fixed", lambda *given: signal.raise_signal(signal.SIGINT))
+        command_train(words)
+    assert (out / "summary.json").exists()
+    command_train(words if command == "the same" else ["--resume", str(out)])
+    summary = json.loads((out / "fixed" / "summary.json").read_text())
+    assert summary["resumed_at"] == ([2] if killed == "in it" else []) and summary["steps"] == 10
+    with pytest.raises(InputError, match="already holds a run"):
+        command_train(["--resume", str(out)])
 
 
 def test_on_sick_fix_keeps_the_result_where_no_option_mends_it(model_dir, tmp_path, capsys):
