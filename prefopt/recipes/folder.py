@@ -50,8 +50,8 @@ def clear(out: Path, journal: Any) -> None:
     """Remove an earlier run's result, once this one is known to work."""
     ranks.barrier()
     if ranks.is_main():
-        if (out / "summary.json").exists():  # only then was it mended
-            for name in MENDING:
+        for name in MENDING:
+            if (out / "summary.json").exists() and (out / name).exists():  # only what is finished is mended
                 shutil.rmtree(out / name, ignore_errors=True)
         (out / "summary.json").unlink(missing_ok=True)  # first: it says that the rest is a result
         for name in ("model", "critic"):
