@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,7 +60,7 @@ class Keeper:
 
     state: () -> this process's state, a tree (see `Tree`). files: whose content the state counts on, synced with it.
     say: lines for the log. committed: told of the facts of every checkpoint that is kept, after each commit. whole:
-    step of the newest checkpoint that is known to be whole, None where there is none.
+    step of the newest checkpoint that is known to be whole, None where there is none. again: what goes on from it.
     """
 
     def __init__(
@@ -72,9 +73,10 @@ class Keeper:
         say: Callable[[str], None] = lambda text: None,
         committed: Callable[[list[Mapping[str, Any]]], None] = lambda facts: None,
         whole: int | None = None,
+        again: str = "the same command",
     ) -> None:
         self.folder, self.options, self.state, self.files = folder, options, state, files
-        self.say, self.committed, self.whole = say, committed, whole
+        self.say, self.committed, self.whole, self.again = say, committed, whole, again
         self.last_step, self.last_time = 0, time.monotonic()
         self.failed = 0  # saves in a row
         self.took = 0.0  # seconds that the latest one was written in
@@ -82,6 +84,7 @@ class Keeper:
         self.short = False  # whether memory was too short for a copy, which is said once
         self.ends = math.inf  # when the other processes' parts are waited for no more
         self.writing: Future[None] | None = None
+        self.removing: list[Future[None]] = []  # what goes in the hashing thread, which nobody has waited for
         # of several processes each writes in a thread, so that it can meet the others meanwhile. Started now: where
         # memory is short, a thread that is to start may never say that it did
         threaded = options.save_async or ranks.world() > 1
@@ -175,7 +178,8 @@ class Keeper:
             problem = next(one for one in ranks.gather(self.problem) if one)
             raise InputError(
                 f"{self.folder}: {most} checkpoints in a row could not be written (the last: {problem}); "
-                "make room there or choose another out; the same command goes on from the newest whole checkpoint"
+                f"make room there or choose another out; {self.again} goes on from the newest whole checkpoint, if "
+                "there is one"
             )
 
     def _await_all(self) -> None:
@@ -186,12 +190,19 @@ class Keeper:
                 self.writing = None
 
     def keep_one(self) -> bool:
-        """Remove all checkpoints but the newest whole one, once none is being written; whether there were others."""
+        """Make room for weights, once no checkpoint is being written; whether there may be more than before.
+
+        Once by waiting for what is being removed, then by removing all checkpoints but the newest whole one. On the
+        first process alone, while the others wait: its part of a checkpoint ends with the commit, which waits for
+        theirs, or with a failure of all; what they may then still write is in a hidden folder, and not touched here.
+        """
         if self.writing is not None:
             wait([self.writing])
-        if self.whole is None or len(commit.found(self.folder)) < 2:
+        if self._await_removed():
+            return True
+        stay = self._prune_to_one()
+        if not stay:
             return False
-        stay = commit.prune(self.folder, 1, self.whole)
         self.committed([commit.manifest_of(path)["facts"] for path in stay])
         self.say(f"no room for the best weights; all checkpoints but that of step {self.whole} were removed")
         return True
@@ -200,10 +211,23 @@ class Keeper:
         """Before a result is written: older checkpoints go where the disk has less room than the newest one takes."""
         if self.whole is None or not ranks.is_main():
             return
+        self._await_removed()
         newest = self.folder / commit.name_of(self.whole)
-        if shutil.disk_usage(self.folder).free < sum(file.stat().st_size for file in newest.iterdir()):
-            commit.prune(self.folder, 1, self.whole)
+        short = shutil.disk_usage(self.folder).free < sum(file.stat().st_size for file in newest.iterdir())
+        if short and self._prune_to_one():
             self.say(f"little room is left for the result; all checkpoints but that of step {self.whole} were removed")
+
+    def _await_removed(self) -> bool:
+        """Wait for what is being removed; whether anything was, since this was last asked."""
+        removing, self.removing = self.removing, []
+        wait(removing)
+        return bool(removing)
+
+    def _prune_to_one(self) -> list[Path]:
+        """Remove all checkpoints but the newest whole one, and return it; empty where there are no others."""
+        if self.whole is None or len(commit.found(self.folder)) < 2:
+            return []
+        return commit.prune(self.folder, 1, self.whole)
 
     def close(self) -> None:
         """Wait for what is being written, whatever became of the run."""
@@ -232,28 +256,36 @@ class Keeper:
     def _tidy(self, step: int) -> None:
         """What follows a commit. The checkpoint is there whatever becomes of it, so nothing is written again."""
         try:
-            # removing a large file takes a while, for which nobody need wait
-            stay = commit.prune(
-                self.folder, self.options.keep_checkpoints, step, lambda path: hasher().submit(commit.discard, path)
-            )
+            stay = commit.prune(self.folder, self.options.keep_checkpoints, step, self._remove_later)
             commit.point(self.folder, stay[-1])
             self.committed([commit.manifest_of(path)["facts"] for path in stay])
         except Exception as error:
             self.say(f"step {step}: the checkpoint is written, but older ones could not be removed ({error})")
 
+    def _remove_later(self, path: Path) -> None:
+        """Removing a large file takes a while, for which nobody need wait but where there is no room. The interpreter
+        waits before it ends; what a killed process leaves is swept when the run goes on.
+        """
+        self.removing.append(hasher().submit(commit.discard, path))
+
     def _written(self, step: int, tree: Callable[[], Tree], facts: dict[str, Any], attempt: str) -> None:
-        try:
-            self._attempt(step, tree, facts, attempt)
-        except OSError as error:
-            if error.errno not in FULL or not ranks.is_main() or self.whole is None:
-                raise
-            if len(commit.found(self.folder)) < 2:
-                raise
-            commit.prune(self.folder, 1, self.whole)
-            self.say(f"step {step}: no room for the checkpoint; all but that of step {self.whole} were removed")
-            if ranks.world() > 1:  # the other processes have no part in a second try: the next one has room
-                raise
-            self._attempt(step, tree, facts, f"{attempt}-again")
+        self.removing = [one for one in self.removing if not one.done()]
+        for number in count():
+            try:
+                return self._attempt(step, tree, facts, f"{attempt}-{number}")
+            except OSError as error:
+                # the other processes have no part in a second try: the next one has room
+                if error.errno not in FULL or not ranks.is_main() or not self._found_room(step) or ranks.world() > 1:
+                    raise
+
+    def _found_room(self, step: int) -> bool:
+        """Whether there may be more room on a full disk: what is being removed goes first, then older checkpoints."""
+        if self._await_removed():
+            return True
+        if not self._prune_to_one():
+            return False
+        self.say(f"step {step}: no room for the checkpoint; all but that of step {self.whole} were removed")
+        return True
 
     def _attempt(self, step: int, tree: Callable[[], Tree], facts: dict[str, Any], attempt: str) -> None:
         rank, world = ranks.rank(), ranks.world()

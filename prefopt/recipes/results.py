@@ -26,7 +26,7 @@ def save(actor: Any, tokenizer: Any, folder: Path, make_room: Callable[[], bool]
     """Write the model (or adapter) and tokenizer as a Hugging Face directory, from one process; whole or not at all.
 
     actor: a policy, or one with a critic, of which the policy is the result. make_room: called where it could not be
-    written; whether it is worth a second try.
+    written; whether it is worth another try.
     """
     policy: Policy = getattr(actor, "policy", actor)
     _refuse_broken(policy.model)
@@ -43,13 +43,13 @@ def save(actor: Any, tokenizer: Any, folder: Path, make_room: Callable[[], bool]
                 model.save_pretrained(writing, **extra)
             tokenizer.save_pretrained(writing)
 
-    if ranks.is_main():
+    while ranks.is_main():
         try:
             write()
+            break
         except InputError:
             if not make_room():
                 raise
-            write()
     ranks.barrier()
     return folder
 

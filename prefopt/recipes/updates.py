@@ -139,6 +139,7 @@ def run_updates(work: Work, earlier: Earlier, out: Path) -> None:
         say=journal.say,
         committed=work.best.forget if work.best else lambda kept: None,
         whole=earlier.checkpoint.step if earlier.checkpoint else None,
+        again=_again(work),
     )
     if work.best is not None:
         work.best.make_room = keeper.keep_one
@@ -213,11 +214,17 @@ def _between(place: Place, keeper: Keeper, signals: Signals, updater: Updater, e
 def _advice(keeper: Keeper, work: Work, changed: bool = False) -> str:
     """How to go on from the newest checkpoint, where there is one; changed: with other options, or it ends the same."""
     whole = ranks.from_main(keeper.whole)  # the others know of their own part only
-    how = "With that changed, --allow-inexact (allow_inexact=true)" if changed else "The same command"
-    if work.settings["run"].overwrite:  # the same command would remove the checkpoint and begin anew
-        again = f"`prefopt train --resume {work.settings['run'].out}{' --allow-inexact' if changed else ''}`"
-        how = f"{'With that changed, ' if changed else ''}{again}, not the same command with overwrite=true,"
-    return "" if whole is None else f" {how} goes on from update {whole}."
+    how = _again(work, changed)
+    return "" if whole is None else f" {how[0].upper()}{how[1:]} goes on from update {whole}."
+
+
+def _again(work: Work, changed: bool = False) -> str:
+    """What goes on from the newest checkpoint; changed: with other options."""
+    first, run = "with that changed, " if changed else "", work.settings["run"]
+    if run.overwrite:  # the same command would remove the checkpoint and begin anew
+        resume = f"`prefopt train --resume {run.out}{' --allow-inexact' if changed else ''}`"
+        return f"{first}{resume}, not the same command with overwrite=true,"
+    return f"{first}--allow-inexact (allow_inexact=true)" if changed else "the same command"
 
 
 def _updater(policy: Policy, loop: LoopOptions) -> Updater:

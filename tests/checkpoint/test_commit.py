@@ -229,6 +229,18 @@ def test_pruning_keeps_the_newest_and_at_least_one(folder):
     assert names(folder) == ["step-00000010"]
 
 
+def test_what_was_to_be_removed_when_a_process_ended_is_no_checkpoint_and_is_swept(folder):
+    for step in (1, 2, 3):
+        save(folder, step)
+    prune(folder, 1, 3, remove=lambda path: None)
+    assert names(folder) == [".removed-step-00000001", ".removed-step-00000002", "step-00000003"]
+    assert steps(folder) == [3] and newest(folder)[0].step == 3
+    save(folder, 2)
+    prune(folder, 1, 3, remove=lambda path: None)  # the name was taken already
+    commit.sweep(folder)
+    assert names(folder) == ["step-00000003"]
+
+
 @given(there=st.sets(st.integers(0, 30), min_size=1), keep=st.integers(-1, 5), data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_pruning_never_removes_the_one_that_is_known_to_be_whole(there, keep, data, tmp_path_factory):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from prefopt.checkpoint import CheckpointOptions, Keeper, commit, newest, read
+from prefopt.checkpoint import CheckpointOptions, Keeper, commit, keeper, newest, read
 from prefopt.records import InputError
 
 
@@ -181,6 +183,75 @@ def test_a_full_disk_is_made_room_on_and_tried_again_at_once(tmp_path, monkeypat
     assert "step 4: no room for the checkpoint; all but that of step 3 were removed" in run.said
 
 
+class SlowRemoval:
+    """A disk that is full while a checkpoint that lost its name is still being removed.
+
+    gate: until it is open nothing goes; `full` opens it.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.folder, self.gate, plain = folder, threading.Event(), commit.discard
+
+        def discard(path: Path) -> None:
+            if path.name.startswith(commit.REMOVED) and path.exists():
+                assert self.gate.wait(30)
+                time.sleep(0.05)  # so that who does not wait for it comes too early
+            plain(path)
+
+        monkeypatch.setattr(commit, "discard", discard)
+
+    @property
+    def full(self) -> bool:
+        self.gate.set()
+        return any(self.folder.glob(f"{commit.REMOVED}*"))
+
+
+def test_a_disk_that_is_full_until_an_older_one_is_gone_is_waited_for(tmp_path, monkeypatch):
+    run = Run(tmp_path, keep_checkpoints=1, save_async=False)
+    run.save(1)
+    slow, plain = SlowRemoval(monkeypatch, run.folder), commit.make
+    run.save(2)
+    assert run.kept() == [2] and list(run.folder.glob(".removed-*"))  # and nobody waited for it
+
+    def make(writing: Path) -> None:
+        if slow.full:
+            raise OSError(errno.ENOSPC, "full")
+        plain(writing)
+
+    monkeypatch.setattr(commit, "make", make)
+    run.save(3)
+    assert run.kept() == [3] and run.keeper.failed == 0
+    assert not any("no room" in line for line in run.said)
+
+
+def test_room_for_better_weights_is_first_what_is_being_removed_then_older_ones(tmp_path, monkeypatch):
+    run = Run(tmp_path, keep_checkpoints=2, save_async=False)
+    run.save(1)
+    run.save(2)
+    slow = SlowRemoval(monkeypatch, run.folder)
+    run.save(3)
+    slow.gate.set()
+    assert run.keeper.keep_one() and run.kept() == [2, 3] and not slow.full
+    assert run.keeper.keep_one() and run.kept() == [3] and run.told[-1] == [{"best": 3}]
+    assert not run.keeper.keep_one() and run.kept() == [3]
+
+
+def test_the_result_finds_the_room_of_what_is_being_removed(tmp_path, monkeypatch):
+    run = Run(tmp_path, keep_checkpoints=2, save_async=False)
+    run.save(1)
+    run.save(2)
+    slow = SlowRemoval(monkeypatch, run.folder)
+    run.save(3)
+    slow.gate.set()
+    free = SimpleNamespace(disk_usage=lambda path: SimpleNamespace(free=0 if slow.full else 10**12))
+    monkeypatch.setattr(keeper, "shutil", free)
+    run.keeper.make_room()
+    assert run.kept() == [2, 3]
+    monkeypatch.setattr(keeper, "shutil", SimpleNamespace(disk_usage=lambda path: SimpleNamespace(free=0)))
+    run.keeper.make_room()
+    assert run.kept() == [3]
+
+
 def test_room_is_never_made_by_removing_the_one_that_is_whole(tmp_path, monkeypatch):
     """The newest by name is damaged: the run goes on from the one before it."""
     before = Run(tmp_path, save_async=False)
@@ -258,8 +329,6 @@ def test_the_folder_is_there_before_anything_else_happens(tmp_path, monkeypatch)
 @pytest.mark.parametrize("end", ["the next one", "the end"])
 def test_processes_meet_again_and_again_while_one_of_them_is_still_writing(end, tmp_path, monkeypatch):
     """One that waits long in one place would be taken for hung."""
-    from prefopt.checkpoint import keeper
-
     monkeypatch.setattr(keeper, "ROUND", 0.01)
     run, gate, met = Run(tmp_path), Gate(monkeypatch), list[int]()
     with run.keeper:

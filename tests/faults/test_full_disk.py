@@ -73,11 +73,12 @@ def test_a_disk_without_room_for_a_checkpoint_does_not_stop_training(server, unh
 @pytest.mark.fault(6)
 def test_after_max_failed_saves_in_a_row_the_run_stops_and_leaves_nothing_half_written(server, sizes, tmp_path):
     size, kept = sizes.checkpoint * 2 // 3, tmp_path / "kept"
-    options = OFTEN | {"max_failed_saves": 2}
+    options = OFTEN | {"max_failed_saves": 2, "overwrite": True}
     code = server.run("dpo", tmp_path / "run", options, scene="small_disk", bytes=size, keep=str(kept))
     assert code == 1
     assert "InputError" in server.said and "2 checkpoints in a row could not be written" in server.said
-    assert "make room there or choose another out" in server.said
+    again = f"`prefopt train --resume {tmp_path / 'run'}`, not the same command with overwrite=true, goes on"
+    assert f"make room there or choose another out; {again}" in server.said
     assert list((kept / "checkpoints").iterdir()) == []
     assert [line["step"] for line in lines(kept)][-1] == 6  # it stopped there, and not where it is to end
 

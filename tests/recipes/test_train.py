@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -401,6 +402,16 @@ def test_what_a_run_killed_after_its_summary_left_is_removed(command, model_dir,
             run(DPO(), model_dir, pairs, out, save_every=2, keep="best")
     assert not {"checkpoints", "best"} & {path.name for path in out.iterdir()}
     assert (out / "summary.json").exists() and (out / "model" / "config.json").exists()
+
+
+def test_what_a_killed_run_was_writing_or_removing_is_swept_when_it_goes_on(model_dir, pairs, tmp_path):
+    kept = tmp_path / "run" / "checkpoints"
+    for name in (".removed-step-00000001", ".writing-00000003-7-7-0", "step-00000002"):
+        (kept / name).mkdir(parents=True)
+    settings = recipe._settings(DPO(), {"model": str(model_dir), "data": str(pairs), "out": str(tmp_path / "run")})
+    with contextlib.ExitStack() as stack:
+        recipe.prepare(settings, stack)
+    assert [path.name for path in kept.iterdir()] == ["step-00000002"]
 
 
 def test_what_mended_an_overwritten_run_goes_with_it_unless_it_is_needed(model_dir, pairs, tmp_path):
