@@ -40,14 +40,19 @@ def near(table: Table) -> Finding:
     for place in range(each):
         signs = np.minimum(signs, answers[place::each])
     asked, answered = Sets(table.asked_corpus), Sets(table.corpus)
-    same, found = _exact(table), {}
-    for first, second in candidates(signs):
-        if second in found or second in same or table.items[first].record.scores != table.items[second].record.scores:
-            continue
-        parts = [(asked, first, second)] + [(answered, each * first + p, each * second + p) for p in range(each)]
-        index = least(parts, SIMILARITY)
-        if index >= SIMILARITY and same.get(second) != first:
-            found[second] = f"nearly {table.place(table.items[first].line)} (index {index:.2f})"
+    labels: dict[tuple[float, ...], int] = {}
+    label = np.array([labels.setdefault(tuple(item.record.scores), len(labels)) for item in table.items])
+    found: dict[int, str] = {}
+    done = np.zeros(len(signs), bool)
+    done[list(_exact(table))] = True
+    for pairs in candidates(signs):
+        first, second = pairs[~done[pairs[:, 1]] & (label[pairs[:, 0]] == label[pairs[:, 1]])].T
+        parts = [(answered, each * first + p, each * second + p) for p in range(each)]
+        index = least([*parts, (asked, first, second)], SIMILARITY)
+        close = index >= SIMILARITY
+        for one, other, how in zip(first[close], second[close], index[close], strict=True):
+            found.setdefault(int(other), f"nearly {table.place(table.items[one].line)} (index {how:.2f})")
+        done[second[close]] = True
     return of_items(table, found)
 
 

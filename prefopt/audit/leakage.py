@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from prefopt.audit import words
 from prefopt.audit.check import Check, Finding, of_items, skipped
-from prefopt.audit.similar import SIMILARITY, Sets, candidates, signature
+from prefopt.audit.similar import SIMILARITY, Sets, candidates, least, signature
 from prefopt.audit.table import Item, Table
 
 NO_HELD = "no held-out rows were given; name them with --eval FILE"
@@ -30,16 +32,19 @@ def near(table: Table) -> Finding:
         return skipped(NO_HELD)
     held = list(map(_key, table.held.items))
     own = list(map(_key, table.items))
-    known, found = set(held), {}
+    known = set(held)
     texts = words.corpus([*held, *own])
     sets = Sets(texts)
-    for first, second in candidates(signature(texts), len(held)):
-        number = second - len(held)
-        if number in found or own[number] in known:
-            continue
-        index = sets.jaccard(first, second)
-        if index >= SIMILARITY:
-            found[number] = f"nearly {table.held.place(table.held.items[first].line)} (index {index:.2f})"
+    found: dict[int, str] = {}
+    done = np.array([True] * len(held) + [key in known for key in own])
+    for pairs in candidates(signature(texts), len(held)):
+        first, second = pairs[~done[pairs[:, 1]]].T
+        index = least([(sets, first, second)], SIMILARITY)
+        close = index >= SIMILARITY
+        for one, other, how in zip(first[close], second[close], index[close], strict=True):
+            place = table.held.place(table.held.items[one].line)
+            found.setdefault(int(other) - len(held), f"nearly {place} (index {how:.2f})")
+        done[second[close]] = True
     return of_items(table, found)
 
 

@@ -16,19 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 Hashes = NDArray[np.uint64]
 
 # A letter of a script that puts no space between words is a word of its own, as is a sign.
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\u0e00-\u0e7f"
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")
-SPACES = re.compile(r"\s+")
 
 
 def folded(text: str) -> str:
     """The text in Unicode form NFC with runs of white space as one space: what counts as the same text."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
-    return SPACES.sub(" ", text).strip()
+    return " ".join(text.split())
 
 
 def plain(text: str) -> str:

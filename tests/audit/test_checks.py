@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -12,15 +13,15 @@ import numpy as np
 import planted
 import pytest
 
-from prefopt.audit import AnswerOptions, AuditOptions, Finding, audit
+from prefopt.audit import AnswerOptions, AuditOptions, Finding, audit, similar
 from prefopt.audit.answers import is_cut, is_refusal, repeats
 from prefopt.audit.classifier import Sparse, fit, folds, word_features
 from prefopt.audit.contradictions import components
 from prefopt.audit.lengths import area
-from prefopt.audit.similar import Sets, candidates, signature
+from prefopt.audit.similar import Sets, candidates, least, signature
 from prefopt.audit.texts import BROKEN, main_script
 from prefopt.audit.verifiable import worked
-from prefopt.audit.words import corpus, folded, plain, runs
+from prefopt.audit.words import Corpus, corpus, folded, plain, runs
 from prefopt.data import DataOptions
 from prefopt.records import InputError
 
@@ -59,18 +60,82 @@ def test_runs_of_three_words_are_equal_where_the_words_are() -> None:
     assert len({code for part in own for code in part}) == 5
 
 
+def every_candidate(texts: Corpus, held: int = 0) -> list[list[int]]:
+    """Candidates of all bands, one band after the other."""
+    return np.concatenate(list(candidates(signature(texts), held))).tolist()  # type: ignore[no-any-return]
+
+
 def test_the_index_counts_shared_runs() -> None:
-    texts = corpus(["a b c d e", "a b c d f", "a b c d e"])
-    sets = Sets(texts)
+    texts = corpus(["a b c d e", "a b c d f", "a b c d e", "", ""])
     # {abc bcd cde} and {abc bcd cdf}: 2 of 4
-    assert sets.jaccard(0, 1) == 0.5
-    assert sets.jaccard(0, 2) == 1.0
-    assert (0, 2) in set(candidates(signature(texts)))
+    index = Sets(texts).jaccard(np.array([0, 0, 0, 3]), np.array([1, 2, 3, 4]))
+    assert index.tolist() == [0.5, 1.0, 0.0, 1.0]
+    assert [0, 2] in every_candidate(texts)
 
 
 def test_candidates_of_two_sets_are_one_of_each() -> None:
     texts = corpus(["a b c d", "a b c d", "a b c d", "p q r s"])
-    assert set(candidates(signature(texts), held=1)) == {(0, 1), (0, 2)}
+    assert {(0, 1), (0, 2)} == set(map(tuple, every_candidate(texts, held=1)))
+    # a held text that comes second in the order of texts is none
+    assert every_candidate(corpus(["p q r s", "a b c d", "a b c d", ""]), held=1) == []
+    assert every_candidate(corpus(["", ""])) == []
+
+
+def test_a_text_is_compared_with_the_last_eight_of_its_bucket() -> None:
+    pairs = every_candidate(corpus(["a b c d"] * 11))
+    assert [one for one, other in pairs[: len(pairs) // similar.BANDS] if other == 10] == list(range(2, 10))
+    pairs = every_candidate(corpus(["a b c d"] * 11), held=9)
+    assert pairs[: len(pairs) // similar.BANDS] == [[one, other] for other in (9, 10) for one in range(1, 9)]
+
+
+def changed(draw: random.Random, words: list[str]) -> str:
+    """The words with some of them put anew, at most half."""
+    rate = draw.choice([0.0, 0.02, 0.1, 0.5])
+    return " ".join(str(draw.randrange(99)) if draw.random() < rate else word for word in words)
+
+
+def test_pairs_compared_in_parts_have_the_index_of_sets_and_no_bound_is_below_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = random.Random(0)
+    written = [changed(draw, ("one two three four five six seven " * n).split()) for n in [0, 1, 3, 9] * 15]
+    texts = corpus(written)
+    codes, starts = runs(texts, similar.RUN)
+    own = [set(codes[a:b].tolist()) for a, b in pairwise(starts)]
+    left, right = (np.ravel(side) for side in np.meshgrid(np.arange(60), np.arange(60)))
+    pairs = list(zip(left, right, strict=True))
+    by_hand = [len(own[a] & own[b]) / len(own[a] | own[b]) if own[a] | own[b] else 1.0 for a, b in pairs]
+    monkeypatch.setattr(similar, "TEXTS_AT_ONCE", 7)
+    monkeypatch.setattr(similar, "RUNS_AT_ONCE", 50)
+    sets = Sets(texts)
+    assert sets.jaccard(left, right).tolist() == by_hand
+    for bound in (sets.by_sizes(left, right), sets.by_counts(left, right)):
+        assert (bound >= by_hand).all() and (bound < 0.8).sum() > 1000
+    lowest = np.minimum(by_hand, by_hand[::-1])
+    kept = least([(sets, left, right), (sets, left[::-1], right[::-1])], 0.8)
+    assert 100 < (lowest >= 0.8).sum() < 3000
+    assert np.where(kept >= 0.8, kept, 0).tolist() == np.where(lowest >= 0.8, lowest, 0).tolist()
+
+
+def test_a_near_copy_is_named_once_with_the_first_it_is_near_to(tmp_path: Path) -> None:
+    text = planted.text(random.Random(5))
+    said = [f"{text} {text[::-1]}{end}" for end in ("", " Yes.", " No.", "", " No.")]
+    rows = [{"prompt": "Which?", "completion": answer, "label": 1} for answer in said]
+    rows.append({"prompt": "Which?", "completion": said[1] + "!", "label": 0})
+    found = find(tmp_path, rows, "near-duplicate")
+    # 3 and 4 are copies to the letter, 5 has the other label
+    assert set(found.rows) == {1, 2}
+    assert ["rows.jsonl:1 (index 0.9" in why for why in found.rows.values()] == [True, True]
+
+
+@pytest.mark.parametrize("other", ["prompt", "chosen", "rejected"])
+def test_a_near_copy_is_one_in_its_prompt_and_both_answers(other: str, tmp_path: Path) -> None:
+    draw = random.Random(6)
+    row = {name: " ".join(planted.text(draw) for _ in range(3)) for name in ("prompt", "chosen", "rejected")}
+    near = {name: f"{text} Yes." for name, text in row.items()}
+    assert set(find(tmp_path, [row, near], "near-duplicate").rows) == {1}
+    near[other] = f"{row[other][: len(row[other]) // 2]} {planted.text(draw)} {planted.text(draw)}"
+    assert not find(tmp_path, [row, near], "near-duplicate").rows
 
 
 # -- contradictions
@@ -140,7 +205,7 @@ def test_refusals_are_told_by_how_they_begin(text: str, refusal: bool) -> None:
 
 def test_loops_are_told_from_lists() -> None:
     assert repeats("and so it goes on " * 20)
-    assert not repeats(" ".join(planted.text(__import__("random").Random(n)) for n in range(8)))
+    assert not repeats(" ".join(planted.text(random.Random(n)) for n in range(8)))
 
 
 @pytest.mark.parametrize("text", ["caf\u00c3\u00a9", "don\u00e2\u20ac\u2122t", "a\ufffdb", "a\x07b", "tr\\u00e8s"])
