@@ -126,6 +126,7 @@ HEAVY = {"torch", "transformers", "datasets", "pandas", "pyarrow", "peft", "acce
         "prefopt.data",
         "prefopt.rewards",
         "prefopt.detectors",
+        "prefopt.audit",
         "prefopt.config",
         "prefopt.catalogue",
         "prefopt.cli",
