@@ -145,7 +145,10 @@ token for beta 0.01, 0.1 and 1.0, and fell beyond it, while the loss on held-out
 
 `eval/probe_accuracy` needs a reward (`probe_reward`): of several answers of the start model to a prompt the best and \
 the worst are a pair. Training pairs that are told apart by something other than quality leave it near one half: 0.38 \
-to 0.60 on such pairs, 0.71 to 0.76 on good ones (14 small runs each)."""
+to 0.60 on such pairs, 0.71 to 0.76 on good ones (14 small runs each).
+
+`eval/probe_wins`, with the same reward, says whether answers get better: at each evaluation the policy answers the \
+prompts anew, and each answer is compared with those of the held-out row."""
 
 METRICS: dict[str, Metric] = {
     "loss": Metric("the objective, averaged over its items in the step", "nats", "falls, then flattens", "lower", LOSS),
@@ -361,6 +364,15 @@ METRICS: dict[str, Metric] = {
         PROBE,
     ),
     "probe_pairs": Metric("pairs that probe_accuracy is measured on", "pairs", "100 or more", "higher"),
+    "probe_wins": Metric(
+        "share of the rows' answers to held-out prompts that the policy's own, drawn anew, are better than by "
+        "probe_reward; as good counts half",
+        "share",
+        "0.5 where the start model wrote the rows; rises",
+        "higher",
+        PROBE,
+    ),
+    "probe_compared": Metric("prompts that probe_wins is measured on", "prompts", "100 or more", "higher"),
     "seconds/sampling": Metric("drawing the completions of a rollout", "s", "steady", "lower"),
     "seconds/scoring": Metric("waiting for the reward of a rollout", "s", "below sampling", "lower"),
     "grad_norm": Metric("norm of the gradient before clipping", "", "steady, no jumps", more=GRAD_NORM),

@@ -380,8 +380,8 @@ def _probe(
 ) -> Probe | None:
     """Answers of the start model, from weights that are still whole on each process; None where there are none."""
     probe = probe_for(policy, settings, plan.held_out)
-    if probe is not None and plan.held_out is not None and not resumes:
-        journal.say(probe.start(plan.held_out, tokenizer, settings, settings["run"].seed))
+    if probe is not None and not resumes:
+        journal.say(probe.start(tokenizer))
     return probe
 
 

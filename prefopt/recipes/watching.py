@@ -18,6 +18,7 @@ from prefopt.data import Dataset
 from prefopt.detectors import Finding, Run, WatchOptions
 from prefopt.doctor.mend import mended
 from prefopt.evaluate.scoring import sampled, score
+from prefopt.models.load import load_tokenizer, tokenizer_source
 from prefopt.models.policy import text_config
 from prefopt.models.sampler import Local
 from prefopt.models.sampling import Completion, Sampling
@@ -49,7 +50,8 @@ class ProbeOptions:
     # longest of these answers, in tokens
     probe_tokens: int = 64
     # what the start model's answers are compared by, two to a prompt: a reward as `reward` of online training takes it,
-    # such as math, file.py:function or a reward model's directory. Tells a hollow margin from pairs that are easy
+    # such as math, file.py:function or a reward model's directory. Tells a hollow margin from pairs that are easy, and,
+    # as every evaluation answers the prompts anew, whether the policy gets better
     probe_reward: str | None = None
 
     def __post_init__(self) -> None:
@@ -186,20 +188,24 @@ class Probe:
 
     examples: one answer to each prompt. pairs: a better and a worse one, of those that a reward tells apart; base: log-
     prob of each of their completions under the start model, nats. finished: share of the answers that ended.
+    given: the reward of the rows' own answers to each prompt.
     """
 
-    def __init__(self, policy: Any, options: ProbeOptions) -> None:
-        self.policy, self.options = policy, options
+    def __init__(self, policy: Any, options: ProbeOptions, settings: Mapping[str, Any], held_out: Dataset) -> None:
+        self.policy, self.options, self.settings = policy, options, settings
+        self.asked = _asked(held_out, options.prompts, getattr(policy, "inner", None))
+        self.given: list[list[float]] = []
+        self.tokenizer: Any = None
         self.examples: list[Example] = []
         self.pairs: list[Example] = []
         self.base: list[float] = []
         self.finished: float | None = None
 
-    def start(self, held_out: Dataset, tokenizer: Any, settings: Mapping[str, Any], seed: int) -> str:
+    def start(self, tokenizer: Any) -> str:
         """Sample, from the weights as they are now; what was done, in words."""
-        prompts = _prompts(held_out, self.options.prompts, getattr(self.policy, "inner", None))
+        self.tokenizer, prompts = tokenizer, [prompt for prompt, _ in self.asked]
         number = ATTEMPTS if self.options.probe_reward else 1
-        drawn = ranks.from_main(self._sampled(prompts, number, tokenizer, seed) if ranks.is_main() else [])
+        drawn = ranks.from_main(self._sampled(number) if ranks.is_main() else [])
         if not prompts:
             return "probe: no held-out prompt leaves room for an answer, so drift is not measured"
         self.examples = sampled([list(p.tokens) for p in prompts], [[own[0].tokens] for own in drawn])
@@ -207,7 +213,7 @@ class Probe:
         words = f"probe: {len(prompts)} answers of the start model, {self.finished:.0%} ended by themselves"
         if self.options.probe_reward is None:
             return words
-        self.pairs = ranks.from_main(self._compared(prompts, drawn, tokenizer, settings) if ranks.is_main() else [])
+        self.pairs, self.given = ranks.from_main(self._compared(drawn) if ranks.is_main() else ([], []))
         self.base = score(self.policy, self.pairs).logp.tolist()
         return f"{words}; {len(self.pairs)} pairs that {self.options.probe_reward} tells apart"
 
@@ -224,37 +230,54 @@ class Probe:
             better, worse = Batch.of(self.pairs).pairs(ratio)  # [G], [G]
             right = (better > worse).double() + (better == worse).double() / 2
             found |= {"eval/probe_accuracy": float(right.mean()), "eval/probe_pairs": float(len(self.pairs))}
-        return found
+        return found | self._wins()
 
-    def _sampled(self, prompts: Sequence[Prompt], n: int, tokenizer: Any, seed: int) -> list[list[Completion]]:
-        local = Local(self.policy.model, end_tokens(self.policy.inner, tokenizer), tokenizer)
-        seeds = random.Random(f"{seed}/probe")
+    def _sampled(self, n: int) -> list[list[Completion]]:
+        """Answers to all prompts, from the same draws of chance at each call."""
+        local = Local(self.policy.model, end_tokens(self.policy.inner, self.tokenizer), self.tokenizer)
+        seeds = random.Random(f"{self.settings['run'].seed}/probe")
         sampling = Sampling(max_tokens=self.options.probe_tokens)
-        return local.sample([p.tokens for p in prompts], n, sampling, [seeds.getrandbits(64) for _ in prompts])
+        return local.sample([p.tokens for p, _ in self.asked], n, sampling, [seeds.getrandbits(64) for _ in self.asked])
 
-    def _compared(
-        self,
-        prompts: Sequence[Prompt],
-        drawn: Sequence[Sequence[Completion]],
-        tokenizer: Any,
-        settings: Mapping[str, Any],
-    ) -> list[Example]:
-        """For each prompt the best and the worst answer by the reward, where they differ."""
-        reward = _reward(str(self.options.probe_reward), settings)
+    def _scored(self, drawn: Sequence[Sequence[Completion]]) -> list[list[float | None]]:
+        """What the reward says of each prompt's answers."""
+        reward = _reward(str(self.options.probe_reward), self.settings)
         try:
-            text = Text(tokenizer)
-            made = [text.samples(p, own, at) for at, (p, own) in enumerate(zip(prompts, drawn, strict=True))]
-            scores = reward([sample for own in made for sample in own])
+            text = Text(self.tokenizer)
+            made = [text.samples(p, own, at) for at, ((p, _), own) in enumerate(zip(self.asked, drawn, strict=True))]
+            scores = iter(reward([sample for own in made for sample in own]))
         finally:
             reward.close()
+        return [[next(scores).value for _ in own] for own in made]
+
+    def _compared(self, drawn: Sequence[Sequence[Completion]]) -> tuple[list[Example], list[list[float]]]:
+        """For each prompt the best and the worst answer by the reward, where they differ; and the rows' rewards."""
+        rows = [[Completion(list(own), [], True) for own in example.completions] for _, example in self.asked]
+        scored = self._scored([[*own, *row] for own, row in zip(drawn, rows, strict=True)])
         pairs = []
-        for at, (prompt, own) in enumerate(zip(prompts, drawn, strict=True)):
-            values = [one.value for one in scores[at * len(own) : (at + 1) * len(own)]]
-            known = [(value, place) for place, value in enumerate(values) if value is not None]
+        for (prompt, _), own, values in zip(self.asked, drawn, scored, strict=True):
+            known = [(value, place) for place, value in enumerate(values[: len(own)]) if value is not None]
             if known and max(known)[0] > min(known)[0]:
                 both = [own[max(known)[1]].tokens, own[min(known)[1]].tokens]
                 pairs.append(Example(list(prompt.tokens), both, [1.0, 0.0], [[True] * len(one) for one in both]))
-        return pairs
+        given = [[v for v in values[len(own) :] if v is not None] for own, values in zip(drawn, scored, strict=True)]
+        return pairs, given
+
+    def _wins(self) -> dict[str, float]:
+        """How often the policy's answers, drawn anew, are better than the rows' own; as good counts half."""
+        if self.options.probe_reward is None or not self.asked or self.settings["model"].shard:
+            return {}  # weights that are split over processes cannot be sampled from here
+        if self.tokenizer is None:  # a run that goes on from a checkpoint
+            self.tokenizer = load_tokenizer(tokenizer_source(self.settings["run"].model), self.settings["model"])
+        scored = ranks.from_main(self._scored(self._sampled(1)) if ranks.is_main() else [])
+        shares = [
+            sum((own[0] > value) + (own[0] == value) / 2 for value in given) / len(given)
+            for own, given in zip(scored, self.given, strict=True)
+            if own[0] is not None and given
+        ]
+        if not shares:
+            return {}
+        return {"eval/probe_wins": sum(shares) / len(shares), "eval/probe_compared": float(len(shares))}
 
     def state_dict(self) -> dict[str, Any]:
         examples = [vars(example) for example in self.examples]
@@ -263,12 +286,14 @@ class Probe:
             "pairs": [vars(pair) for pair in self.pairs],
             "base": list(self.base),
             "finished": self.finished,
+            "given": [list(own) for own in self.given],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.examples = [Example(**one) for one in state["examples"]]
         self.pairs = [Example(**one) for one in state["pairs"]]
         self.base, self.finished = list(state["base"]), state["finished"]
+        self.given = [list(own) for own in state["given"]]
 
 
 def probe_for(policy: Any, settings: Mapping[str, Any], held_out: Dataset | None) -> Probe | None:
@@ -278,16 +303,17 @@ def probe_for(policy: Any, settings: Mapping[str, Any], held_out: Dataset | None
         return None
     if held_out is None and (options.probe or options.probe_reward):
         raise InputError("probe: there are no held-out prompts; leave out the options that begin with probe")
-    return None if held_out is None or not options.prompts else Probe(policy, options)
+    return None if held_out is None or not options.prompts else Probe(policy, options, settings, held_out)
 
 
-def _prompts(held_out: Dataset, most: int, model: Any) -> list[Prompt]:
-    """The first different prompts that leave room for an answer."""
+def _asked(held_out: Dataset, most: int, model: Any) -> list[tuple[Prompt, Example]]:
+    """The first different prompts that leave room for an answer, and the rows they are of."""
     limit = getattr(text_config(model), "max_position_embeddings", None) if model is not None else None
-    found: dict[tuple[int, ...], Prompt] = {}
+    found: dict[tuple[int, ...], tuple[Prompt, Example]] = {}
     for example, row in zip(held_out.examples, held_out.rows, strict=True):
         if len(example.prompt) < (limit or math.inf) and len(found) < most:
-            found.setdefault(tuple(example.prompt), Prompt(example.prompt, row.prompt or "", row.extra, example.where))
+            prompt = Prompt(example.prompt, row.prompt or "", row.extra, example.where)
+            found.setdefault(tuple(example.prompt), (prompt, example))
     return list(found.values())
 
 

@@ -200,6 +200,24 @@ def test_a_reward_compares_answers_of_the_start_model(model_dir, pairs, tmp_path
     start, end = result.summary["start"], result.summary["end"]
     assert start["eval/probe_accuracy"] == 0.5  # every log-ratio is 0, a tie, which counts half
     assert end["eval/probe_accuracy"] > 0.7 and end["eval/probe_pairs"] >= 3
+    # `good` is written more and more: more often better than the rows' answers
+    assert 0 < start["eval/probe_wins"] < end["eval/probe_wins"] <= 1 and end["eval/probe_compared"] >= 3
+
+
+def test_wins_are_over_the_answers_of_the_rows_and_go_on_after_a_kill(model_dir, pairs, tmp_path, monkeypatch):
+    reward = tmp_path / "mine.py"
+    reward.write_text("def mine(completions, **columns):\n    return [float(len(said)) for said in completions]\n")
+    options = {"max_steps": 2, "eval_every": 1, "save_every": 1, "save_async": False, "probe_tokens": 8}
+    options |= {"probe_reward": f"{reward}:mine", "eval_data": str(pairs)}
+    whole = run(DPO(), model_dir, pairs, tmp_path / "whole", **options)
+    with monkeypatch.context() as patched, pytest.raises(Stop):
+        patched.setattr(watching.Watching, "listen", stopping(watching.Watching.listen, 2))
+        run(DPO(), model_dir, pairs, tmp_path / "run", **options)
+    result = run(DPO(), model_dir, pairs, tmp_path / "run", **options)
+    assert result.summary["resumed_at"] and result.summary["end"]["eval/probe_wins"] > 0
+    kept = [lines(tmp_path / name, "metrics.jsonl") for name in ("whole", "run")]
+    assert without(kept[0]) == without(kept[1])
+    assert whole.summary["start"]["eval/probe_compared"] == whole.summary["end"]["eval/probe_compared"]
 
 
 def test_every_objective_on_pairs_and_labels_has_a_probe_and_others_none(model_dir, tmp_path, capsys):
@@ -223,18 +241,22 @@ class Stop(Exception):
     """Ends a run between two updates."""
 
 
-def test_a_watched_run_that_was_killed_finds_the_same_when_it_goes_on(model_dir, pairs, tmp_path, monkeypatch):
-    options, at = {**SICK, "max_steps": 10, "save_every": 1, "save_async": False}, 7
-    whole = run(DPO(), model_dir, pairs, tmp_path / "whole", **options)
-    listen = watching.Watching.listen
+def stopping(listen: Any, at: int) -> Any:
+    """`listen`, and an end of the run once it has heard of step `at`."""
 
     def stops(self: Any, step: int, metrics: Any) -> None:
         listen(self, step, metrics)
         if step == at:
             raise Stop
 
+    return stops
+
+
+def test_a_watched_run_that_was_killed_finds_the_same_when_it_goes_on(model_dir, pairs, tmp_path, monkeypatch):
+    options, at = {**SICK, "max_steps": 10, "save_every": 1, "save_async": False}, 7
+    whole = run(DPO(), model_dir, pairs, tmp_path / "whole", **options)
     with monkeypatch.context() as patched:
-        patched.setattr(watching.Watching, "listen", stops)
+        patched.setattr(watching.Watching, "listen", stopping(watching.Watching.listen, at))
         with pytest.raises(Stop):
             run(DPO(), model_dir, pairs, tmp_path / "run", **options)
     result = run(DPO(), model_dir, pairs, tmp_path / "run", **options)
