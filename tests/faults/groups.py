@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lives import Moments, arguments, watch
+from lives import Moments, arguments, shake, watch
 
 HUNG = 90.0  # seconds after the first end at which the others are taken for hung, and killed
 
@@ -72,6 +72,7 @@ def live(order: dict[str, Any], rank: int) -> int:
     os.environ["PREFOPT_CACHE"] = str(Path(order["folder"]) / "cache")
     chosen = order["ranks"] is None or rank in order["ranks"]
     fate = Fate(order["moment"] if chosen else None, order["number"], order["sent"], order["echo"])
+    shake()
     watch(fate)
     code = cli.main(words_of(order))
     Path(order["said"][rank]).with_suffix(".moments").write_text(json.dumps(fate.seen))

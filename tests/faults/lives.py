@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -153,6 +154,30 @@ def watch(moments: Moments) -> None:
     tree.save_file = torn
 
 
+def shake() -> None:
+    """Every update's learning rate is drawn anew, by every generator of every process: what a run draws, and of what
+    state a generator is after a resume, shows in its weights. By itself a run here draws from none of them.
+    """
+    from dataclasses import replace
+
+    import numpy
+    import torch
+
+    from prefopt import loop, ranks
+
+    plain, number = loop.update, int(os.environ.get("RANK", "0"))
+    random.seed(number)  # a resume comes later; torch's is the run's
+    numpy.random.seed(number)
+
+    def update(*given: Any) -> Any:
+        *others, settings = given
+        drawn = random.random() + numpy.random.random() + torch.rand((), dtype=torch.float64) * (1 + number)
+        rate = settings.learning_rate * (0.9 + 0.01 * float(ranks.all_sum(drawn)))
+        return plain(*others, replace(settings, learning_rate=rate))
+
+    loop.update = update
+
+
 def live(order: dict[str, Any]) -> None:
     """One run, from its start or from where it was, to its end or its death."""
     import prefopt
@@ -160,6 +185,8 @@ def live(order: dict[str, Any]) -> None:
     folder = Path(order["folder"])
     os.environ["PREFOPT_CACHE"] = str(folder / "cache")
     os.setpgrp()
+    if order.get("shaken"):
+        shake()
     moments = Moments(order.get("kill"), order.get("number", 0), order.get("signals", ()))
     watch(moments)
     with staged(order, moments) if "scene" in order else contextlib.nullcontext():
@@ -224,7 +251,7 @@ class Server:
 
     def run(self, kind: str, out: Path, options: dict[str, Any], **kill: Any) -> int:
         """A run's exit code, minus the signal that ended it. kill: `kill` and `number` of a moment, or `after` in
-        seconds; `signals` as `Moments` has them; `scene`: see `staged`.
+        seconds; `signals` as `Moments` has them; `scene`: see `staged`; `shaken`: see `shake`.
         """
         assert self.process.stdin and self.process.stdout
         order = {"kind": kind, "folder": str(self.folder), "out": str(out), "options": options, **kill}

@@ -35,7 +35,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_was(kind,
     options = {"save_every": 1, "save_minutes": None, "save_async": save_async}
     unharmed, out = server.folder / f"{kind}-whole", server.folder / f"{kind}-killed"
     shutil.rmtree(unharmed, ignore_errors=True)
-    assert server.run(kind, unharmed, options) == 0, server.said
+    assert server.run(kind, unharmed, options, shaken=True) == 0, server.said
     wanted, moments = result(unharmed), moments_of(unharmed)
     draw, kills, lives = random.Random(f"{kind}/{save_async}/{KILLS}"), 0, 0
     while kills < KILLS // 2:
@@ -44,7 +44,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_never_was(kind,
         while code == -9:
             name = draw.choice(sorted(moments))
             number = draw.randint(1, moments[name])
-            code = server.run(kind, out, options, kill=name, number=number)
+            code = server.run(kind, out, options, kill=name, number=number, shaken=True)
             kills, lives = kills + (code == -9), lives + 1
             assert code in (0, -9), server.said
             assert lives < 10 * KILLS, "the run does not come to its end"
