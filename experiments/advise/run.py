@@ -31,6 +31,7 @@ from prefopt import bench
 from prefopt.advice.case import Case, ModelFacts
 from prefopt.advice.data import compared, figures
 from prefopt.advice.ranking import rank
+from prefopt.advice.stages import loss_options
 from prefopt.bench.measures import expected
 from prefopt.data import Dataset
 from prefopt.objectives import EVERY
@@ -138,8 +139,11 @@ def model_facts(world: Any, regime: Regime, rows: Sequence[Example]) -> ModelFac
 # ---------------------------------------------------------------- runs
 
 
-def perform(regime: Regime, method: str, seed: int) -> dict[str, Any]:
-    """Train and measure: what the policy earns, how far it went, and the one less the price of the other."""
+def perform(regime: Regime, method: str, seed: int, advised: dict[str, Any]) -> dict[str, Any]:
+    """Train and measure: what the policy earns, how far it went, and the one less the price of the other.
+
+    advised: options of the loss that the advice sets.
+    """
     world = bench.world(seed, regime.reward)
     rows = regime.rows(world, seed)
     value = world.gold if regime.check is None else (world.gold > regime.check).double()
@@ -147,7 +151,7 @@ def perform(regime: Regime, method: str, seed: int) -> dict[str, Any]:
     began = time.process_time()
     if method in ONE_RUN:
         option, rate = ONE_RUN[method]
-        objective = EVERY[method](**({option: STRENGTHS[method]} if option else {}))
+        objective = EVERY[method](**({option: STRENGTHS[method]} if option else {}), **advised)
         shape = objective.facts.data
         fitting = as_kind(rows, regime.kind, shape)
         training = bench.Training(STEPS, BATCH[shape], rate, seed, every=STEPS)
@@ -206,12 +210,12 @@ def one(row: Example, number: int, score: float) -> Example:
 # ---------------------------------------------------------------- results
 
 
-def kept(path: Path) -> dict[str, Any] | None:
+def kept(path: Path, advised: dict[str, Any]) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if found.get("steps") == STEPS else None
+    return found if (found.get("steps"), found.get("advised", {})) == (STEPS, advised) else None
 
 
 def gather(seeds: Sequence[int], regimes: Sequence[Regime], out: Path) -> dict[str, dict[str, dict[int, Any]]]:
@@ -220,14 +224,16 @@ def gather(seeds: Sequence[int], regimes: Sequence[Regime], out: Path) -> dict[s
     for seed in seeds:
         for number, regime in enumerate(regimes):
             world = bench.world(seed, regime.reward)
-            ranked = rank(case_of(world, regime, regime.rows(world, seed)))
+            case = case_of(world, regime, regime.rows(world, seed))
+            ranked = rank(case)
             for advice in ranked:
                 if advice.refused:
                     continue
                 path = out / f"{REGIMES.index(regime)}-{advice.name}-{seed}.json"
-                result = kept(path)
+                advised = loss_options(case, advice.name)
+                result = kept(path, advised)
                 if result is None:
-                    result = {"steps": STEPS, **perform(regime, advice.name, seed)}
+                    result = {"steps": STEPS, "advised": advised, **perform(regime, advice.name, seed, advised)}
                     write_json(path, result)
                     place_in = f"seed {seed} [{number + 1}/{len(regimes)}] {regime.name}"
                     print(f"{place_in}: {advice.name} {result['worth']:.3f} ({result['seconds']} s)", flush=True)

@@ -25,8 +25,10 @@ def first(case: Case) -> str:
     ("case", "wanted"),
     [
         (Case(PAIRS, TUNED), "dpo"),
-        (Case(replace(PAIRS, rows=300)), "dpo"),
-        (Case(replace(PAIRS, noise=0.3), TUNED), "dpo"),
+        (Case(replace(PAIRS, rows=1_500)), "dpo"),
+        (Case(replace(PAIRS, rows=300)), "ipo"),
+        (Case(replace(PAIRS, noise=0.23), TUNED), "dpo"),
+        (Case(replace(PAIRS, noise=0.45), TUNED), "dpo"),
         (Case(replace(PAIRS, noise=0.0), TUNED), "ipo"),
         (Case(replace(PAIRS, rows=20_000, shallow=0.9), TUNED), "reward_rloo"),
         (Case(replace(PAIRS, kind="labels", good=0.4), TUNED), "kto"),
@@ -85,9 +87,10 @@ def test_a_base_model_is_taught_to_answer_first() -> None:
     assert [stage.name for stage in stages(Case(PAIRS, TUNED), "dpo", "m", "d.jsonl", "runs/a")] == ["dpo"]
 
 
-def test_wrong_labels_are_told_to_the_loss() -> None:
-    made = stages(Case(replace(PAIRS, noise=0.21), TUNED), "dpo", "m", "d.jsonl", "runs/a")
-    assert made[-1].options["label_smoothing"] == 0.21
+def test_wrong_labels_are_told_to_the_loss_where_they_are_more_than_people_differ() -> None:
+    for noise, wanted in ((0.23, {}), (0.45, {"loss_type": "robust", "label_smoothing": 0.3})):
+        options = stages(Case(replace(PAIRS, noise=noise), TUNED), "dpo", "m", "d.jsonl", "runs/a")[-1].options
+        assert {name: options[name] for name in ("loss_type", "label_smoothing") if name in options} == wanted
 
 
 KINDS = ("demonstrations", "pairs", "ratings", "labels", "prompts")
