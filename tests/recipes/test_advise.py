@@ -70,7 +70,7 @@ def test_every_method_is_among_the_runs() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "wanted"),
-    [("demonstrations", "sft"), ("pairs", "dpo"), ("ratings", "dpo"), ("labels", "kto"), ("prompts", "grpo")],
+    [("demonstrations", "sft"), ("pairs", "ipo"), ("ratings", "ipo"), ("labels", "kto"), ("prompts", "grpo")],
 )
 def test_a_file_is_understood(kind: str, wanted: str, place: Path) -> None:
     found = advise(str(place / f"{kind}.jsonl"), None, DataOptions(), ModelOptions())
