@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from prefopt import ranks
 from prefopt.batch import Batch
 from prefopt.budget import Budget
 from prefopt.data import Dataset
@@ -174,10 +176,17 @@ class Rollouts:
         return None if check is None else lambda: check(self.policy)
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json says of rollouts: held-out reward with intervals, what became of the reward's samples."""
+        """What summary.json says of rollouts: held-out reward with intervals, what became of the reward's samples.
+
+        By all processes together, of which each scored some.
+        """
+        rewards = {name: Counter[str]() for name in self.reward.counts}
+        for own in ranks.gather(self.reward.state_dict()):
+            for name, counts in own.items():
+                rewards[name].update(counts)
         return {
             "held_out": self.check.summary() if self.check else None,
-            "rewards": {name: dict(counts) for name, counts in self.reward.counts.items()},
+            "rewards": {name: dict(counts) for name, counts in rewards.items()},
         }
 
     def close(self) -> None:

@@ -74,6 +74,8 @@ class RunState:
         random = state.pop("random")
         if world != ranks.world() and state["source"].get("buffer"):
             state["source"]["buffer"] = None
+        if ranks.rank() >= world and "rewards" in state:
+            state["rewards"] = {}  # they are added up in the end, and these are another process's
         if state.keys() != self.parts.keys():
             different = ", ".join(sorted(state.keys() ^ self.parts.keys()))
             raise InputError(f"{checkpoint.path}: was written by another kind of run ({different})")
