@@ -13,6 +13,7 @@ from prefopt import ranks
 from prefopt.records import InputError
 
 BUCKET = 64 * 2**20  # bytes of gradient sent at once
+PIECE = 2**22  # numbers of a gradient that are made wide at once
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,19 @@ def _pair(weight: nn.Parameter) -> _Pair:
         grad = weight.grad
         weight.grad = None
         if grad is not None:
-            master.grad = grad.float() if master.grad is None else master.grad.add_(grad)
+            master.grad = grad.float() if master.grad is None else _added(master.grad, grad)
 
     weight.register_post_accumulate_grad_hook(collect)
     return _Pair(weight, master)
+
+
+def _added(total: Tensor, part: Tensor) -> Tensor:
+    """`total` with a narrower tensor of the same shape added in place: torch makes it as wide first, so in pieces."""
+    if _is_sharded(total) or not (total.is_contiguous() and part.is_contiguous()):
+        return total.add_(part)
+    for long, short in zip(total.view(-1).split(PIECE), part.view(-1).split(PIECE), strict=True):
+        long.add_(short)
+    return total
 
 
 def broken(weights: Iterable[tuple[str, Tensor]]) -> list[str]:

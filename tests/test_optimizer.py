@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from prefopt import optimizer
 from prefopt.optimizer import Updater
 
 BETAS, EPS, DECAY = (0.9, 0.99), 1e-7, 0.1
@@ -110,6 +111,17 @@ def test_gradients_of_many_passes_are_added_in_float32():
     assert updater.pairs[0].master.grad.item() == 2.0
     assert weight.grad is None  # and no second gradient is kept
     assert updater.step(0.1, None) == 2.0
+
+
+@pytest.mark.parametrize("piece", [1, 3, 4, 10, 11])
+@pytest.mark.parametrize("turned", [False, True])
+def test_narrow_gradients_are_added_piece_by_piece_to_the_same_sum(piece, turned, monkeypatch):
+    monkeypatch.setattr(optimizer, "PIECE", piece)
+    total, part = torch.arange(10.0).view(2, 5), torch.full((2, 5), 2.0**-9).cumsum(0).bfloat16()
+    if turned:
+        total, part = total.T, part.T
+    wanted = total + part.float()
+    assert optimizer._added(total, part) is total and torch.equal(total, wanted)
 
 
 def test_a_split_step_is_the_whole_step():
