@@ -41,8 +41,12 @@ CALIBRATION, UNSEEN = ("worlds", "sums", "instructions"), ("brackets",)
 NAMED = {"hollow": "hollow_margin", "stall": "sparse_reward", "drift": "drift", "orpo": "orpo_start"}
 # step sizes at which a healthy run of a task gains steadily
 RATES = {"worlds": 1e-3, "sums": 3e-4, "instructions": 1e-3, "brackets": 1e-3}
-# runs of each intent on a task; of `TWICE` twice as many
-TWICE = ("instructions", "brackets")
+# and at which a base model is taught in one epoch of 20,000 rows
+MANY_RATES = {"worlds": 1e-3, "sums": 1e-3, "instructions": 2e-3, "brackets": 2e-3}
+# pairs so few that training on them for long does harm
+FEW_ROWS = [60, 100, 150]
+FEW = {"brackets": [32, 40, 48]}
+# runs of each intent on a calibration task; the unseen one has twice as many
 SIZES = {"sick": 12, "healthy": 12, "hard": 6}
 
 # ---------------------------------------------------------------- what sick means, written before any detector ran
@@ -77,7 +81,7 @@ def plan(kinds: Iterable[str], failures: Iterable[str] = NAMED) -> list[Spec]:
         for failure in failures:
             for kind in kinds:
                 for intent, size in SIZES.items():
-                    if number < size * (2 if kind in TWICE else 1):
+                    if number < size * (2 if kind in UNSEEN else 1):
                         specs += MAKERS[failure](kind, intent, number)
     return list({spec.name: spec for spec in specs}.values())
 
@@ -95,7 +99,7 @@ def drift(kind: str, intent: str, seed: int) -> list[Spec]:
     """DPO on few pairs for many epochs; on many; with a small beta on very many, or a large one on few."""
     pick = random.Random(f"drift/{intent}/{kind}/{seed}")
     if intent == "sick":
-        options, size, steps = {"beta": pick.choice([0.01, 0.03, 0.1])}, pick.choice([60, 100, 150]), 120
+        options, size, steps = {"beta": pick.choice([0.01, 0.03, 0.1])}, pick.choice(FEW.get(kind, FEW_ROWS)), 120
         return [Spec("drift", intent, kind, seed, "dpo", options, "pairs", size, steps, rate=2 * RATES[kind])]
     if intent == "healthy":
         options, size = {"beta": pick.choice([0.1, 0.3, 0.5])}, pick.choice([3000, 6000])
@@ -114,9 +118,10 @@ def stall(kind: str, intent: str, seed: int) -> list[Spec]:
 def orpo(kind: str, intent: str, seed: int) -> list[Spec]:
     """ORPO on few rows from a model that cannot answer yet; from one that can; from the first on many rows."""
     pick = random.Random(f"orpo/{kind}/{seed}")
-    size, steps = (20_000, 160) if intent == "hard" else (pick.choice([60, 100, 150]), 80)
+    many = intent == "hard"
+    size, steps, batch, rate = (20_000, 160, 128, MANY_RATES[kind]) if many else (pick.choice(FEW_ROWS), 80, 32, 1e-3)
     start = tasks.ANSWERS if intent == "healthy" else tasks.BASE
-    return [Spec("orpo", intent, kind, seed, "orpo", {"odds_weight": 0.5}, "answers", size, steps, start=start)]
+    return [Spec("orpo", intent, kind, seed, "orpo", {"odds_weight": 0.5}, "answers", size, steps, batch, rate, start)]
 
 
 MAKERS: dict[str, Callable[[str, str, int], list[Spec]]] = {
@@ -317,8 +322,8 @@ def _mended(spec: Spec, name: str, each: Spec, specs: Sequence[Spec], out: Path)
 GRIDS: dict[str, dict[str, list[Any]]] = {
     "hollow_margin": {"preference": [0.5, 0.55, 0.6, 0.65, 0.7], "accuracy": [0.95, 0.99]},
     "sparse_reward": {"failed": [0.8, 0.9, 0.95], "window": [10, 15, 20, 25, 30]},
-    "drift": {"gap": [-1.0, 0.05, 0.08, 0.1, 0.12, 0.15], "sick": [0.5, 1.0, 1.5, 2.0]},
-    "orpo_start": {"gap": [0.1, 0.15, 0.2, 0.3, 0.5], "large_gap": [0.25, 0.5, 1.0], "accuracy": [0.6, 0.95]},
+    "drift": {"gained": [0.5, 1.0, 1.5, 2.0], "lost": [1.5, 2.0, 2.5, 3.0]},
+    "orpo_start": {"wins": [0.45, 0.5, 0.55]},
 }
 
 

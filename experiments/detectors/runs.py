@@ -35,6 +35,7 @@ from prefopt.rollout.groups import GroupFacts, Kinds, Range, group_metrics, rewa
 
 EVALUATIONS = 8  # of a run, besides the one before its first update
 HELD_OUT, PROBED, ATTEMPTS = 128, 200, 4
+DRAWN, TIE = 1000, 1e-9  # rows of which the first PROBED with a measured prompt are compared; rewards that are as good
 GROUPS, COMPLETIONS = 16, 8
 SEEDS = 3  # of each task: models and rewards; every run has rows, order and draws of its own
 EVERYTHING = Budget(10**9, repeat=True)
@@ -170,8 +171,9 @@ class Probe:
     Likelihoods are read from the table of all completions; answers are drawn, so the noise is that of a real probe.
     """
 
-    def __init__(self, task: tasks.Task, seed: int) -> None:
-        self.task, random_ = task, torch.Generator().manual_seed(seed)
+    def __init__(self, task: tasks.Task, seed: int, rows: Sequence[Example]) -> None:
+        """rows: those whose answers the policy's own are compared with, of any prompts."""
+        self.task, self.seed, random_ = task, seed, torch.Generator().manual_seed(seed)
         probability = task.world.reference[task.measured].exp()  # [M, C]
         self.prompt = torch.randint(len(task.measured), (PROBED,), generator=random_)
         drawn = torch.multinomial(probability[self.prompt], ATTEMPTS, replacement=True, generator=random_)  # [N, 4]
@@ -181,6 +183,13 @@ class Probe:
         self.worse = drawn.gather(1, gold.argmin(1, keepdim=True))[:, 0]
         self.differ = gold.max(1).values > gold.min(1).values
         self.base = task.world.reference[task.measured]
+        prompt, answers = task.world.space.find(Batch.of(rows))
+        place = torch.full((len(task.world.space.prompts),), -1).index_put(
+            (task.measured,), torch.arange(len(self.base))
+        )
+        known = place[prompt] >= 0
+        self.asked = place[prompt][known][:PROBED]  # [R]
+        self.given = task.world.gold[prompt[:, None], answers.view(-1, 2)][known][:PROBED]  # [R, 2]
 
     def __call__(self, logp: Tensor) -> dict[str, float]:
         """logp [M, C] of the policy."""
@@ -193,7 +202,16 @@ class Probe:
             "eval/probe_finished": float(self.task.finished[self.answer].double().mean()),
             "eval/probe_accuracy": float(right.mean()),
             "eval/probe_pairs": float(len(right)),
+            "eval/probe_wins": self.wins(logp),
+            "eval/probe_compared": float(len(self.asked)),
         }
+
+    def wins(self, logp: Tensor) -> float:
+        """Share of the rows' answers that the policy's own are better than; as good counts half."""
+        drawn = torch.multinomial(logp[self.asked].exp(), 1, generator=torch.Generator().manual_seed(self.seed))
+        own = self.task.world.gold[self.task.measured[self.asked][:, None], drawn]  # [R, 1]
+        more, same = own > self.given + TIE, (own - self.given).abs() <= TIE
+        return float((more.double() + same.double() / 2).mean())
 
 
 class Rollouts:
@@ -300,7 +318,8 @@ def _train(spec: Spec, task: tasks.Task, policy: Any, lines: list[Any], points: 
         epochs = math.ceil(spec.steps * spec.batch / len(examples)) + 1
         source = Offline(examples, spec.batch, epochs=epochs, seed=spec.seed, least=objective.facts.least)
     models = Models(policy, task.world.lookup())
-    probe = Probe(task, spec.seed + 20_001)
+    compared = [] if spec.online else rows(task, spec.rows, DRAWN, spec.seed + 40_001)
+    probe = Probe(task, spec.seed + 20_001, compared) if compared else None
     told: list[int] = []
 
     def measure() -> dict[str, float]:
@@ -308,7 +327,7 @@ def _train(spec: Spec, task: tasks.Task, policy: Any, lines: list[Any], points: 
         logp = task.logp(policy.model)
         kl = float((logp.exp() * (logp - task.world.reference[task.measured])).sum(1).mean())
         points.append(Point(step, task.expected(logp, gold), kl))
-        if spec.online:
+        if probe is None:
             return _held_out_reward(task, logp, gold, spec.seed)
         batches = [(Batch.of(held_out), 1.0)]
         return {**evaluate(models, objective, batches, EVERYTHING), **probe(logp)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,16 +18,21 @@ class Drift:
     """The start model's own answers to held-out prompts become unlikely: the policy leaves what it could say.
 
     The signal is `eval/probe_nll` and its rise over the first value, which does not depend on beta. Alone it says how
-    far, not whether it did harm: good runs on many rows rise by 1 to 2 too. Harm shows where held-out rows are told
-    apart less often than trained ones, so that with both known and alike it is a note (experiments/detectors).
+    far, not whether it did harm: good runs on many rows rise by 1 to 2 too. Whether it did is asked of a reward, where
+    there is one: the policy's own answers are no better than at the start, or worse than they were (`eval/probe_wins`).
+    Without one, held-out rows that are told apart as often as trained ones make it a note.
     """
 
     # rise over the start, nats per token, from which on it is worth a warning
     warn: float = 0.5
     # and from which on more updates are a waste. Both grow with how much a task needs to change the model
     sick: float = 1.0
-    # accuracy of the updates less that of the held-out rows, from which on the way there was learnt by heart; a
-    # smaller gap makes it a note
+    # standard errors of a difference of wins: a gain below so many is none
+    gained: float = 1.5
+    # and a fall since the best evaluation of more than so many is one
+    lost: float = 2.0
+    # without wins, accuracy of the updates less that of the held-out rows, from which on the way there was learnt by
+    # heart; a smaller gap makes it a note
     gap: float = 0.1
     # held-out accuracy above which all pairs are told apart, so that a gap could not show
     all_apart: float = 0.99
@@ -46,15 +52,28 @@ class Drift:
         if nll is None or line.run.objective in LEAVING:
             return None
         start = state.setdefault("start", nll)
-        rise = nll - start
+        rise, harm = nll - start, self._harm(state, line)
         if rise < self.warn:
             state["good"] = line.step
             return FINE
-        gap = self._gap(state, line)
         level: Level = "sick" if rise >= self.sick else "warn"
-        if gap is not None and gap < self.gap:
-            level = "info"
-        return self._check(level, rise, gap, state, line)
+        gap = self._gap(state, line)
+        by_heart = gap is None or gap >= self.gap
+        known = _by_heart(gap, by_heart) if harm is None else _by_reward(state, harm)
+        if harm is None or level == "warn":  # near the start, where a gain is small too, both have to say so
+            harm = by_heart and harm is not False
+        return self._check(level if harm else "info", rise, gap, known, state, line)
+
+    def _harm(self, state: State, line: Line) -> bool | None:
+        """Whether the policy's answers are no better than the start model's, or worse than they were; None: unknown."""
+        wins, compared = line.get("eval/probe_wins"), line.get("eval/probe_compared")
+        if wins is None or not compared or compared < 0:
+            return None
+        first, best = state.setdefault("wins", [wins, wins])
+        state["wins"] = [first, max(best, wins)]
+        state["now"], error = wins, math.sqrt(0.5 / compared)  # of the difference of two shares near one half
+        no_better = wins - first < self.gained * error and wins < 1 - self.gained * error  # where there is room to gain
+        return no_better or best - wins > self.lost * error
 
     def _gap(self, state: State, line: Line) -> float | None:
         """How much more often trained rows are told apart than held-out ones, where that is known and can differ."""
@@ -63,25 +82,41 @@ class Drift:
             return None
         return sum(trained) / len(trained) - held_out
 
-    def _check(self, level: Level, rise: float, gap: float | None, state: State, line: Line) -> Check:
+    def _check(self, level: Level, rise: float, gap: float | None, known: str, state: State, line: Line) -> Check:
         start, good = state["start"], state.get("good", 0)
-        judged = "quality usually peaks before that, whatever the loss says"
-        if gap is not None:
-            judged = (
-                f"trained rows are told apart more often than held-out ones, by {gap:.2f}: they are learnt by heart"
-            )
-        if level == "info":
-            judged = "held-out rows are told apart as well as trained ones, so it may have done no harm"
         return Check(
             level,
             rise,
             self.sick if level == "sick" else self.warn,
             f"drift: the start model's own answers to held-out prompts have become {rise:.2f} nats a token less likely "
-            f"(from {start:.2f} to {start + rise:.2f}); {judged}",
+            f"(from {start:.2f} to {start + rise:.2f}); {known}",
             f"Stop earlier (on_sick=stop; it was fine at step {good}), take fewer epochs, or raise beta",
             restrained(line.run),
-            evidence={"start": start, "eval/probe_nll": start + rise, "fine_at": good, "gap": gap},
+            evidence={
+                "start": start,
+                "eval/probe_nll": start + rise,
+                "fine_at": good,
+                "gap": gap,
+                "wins": state.get("wins"),
+            },
         )
+
+
+def _by_heart(gap: float | None, harm: bool) -> str:
+    if gap is None:
+        return "quality usually peaks before that, whatever the loss says"
+    if not harm:
+        return "held-out rows are told apart as well as trained ones, so it may have done no harm"
+    return f"trained rows are told apart more often than held-out ones, by {gap:.2f}: they are learnt by heart"
+
+
+def _by_reward(state: State, harm: bool) -> str:
+    first, best = state["wins"]
+    words = (
+        f"the policy's answers are better than those of the rows {state['now']:.0%} of the time; at the start it was "
+        f"{first:.0%}, at best {best:.0%}"
+    )
+    return words if harm else f"it has done no harm so far, as {words}"
 
 
 def restrained(run: Run) -> dict[str, Any]:

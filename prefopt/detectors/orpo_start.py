@@ -6,20 +6,29 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from prefopt.detectors.finding import FINE, Check, Level, Line, State
-from prefopt.detectors.series import keep
+from prefopt.detectors.series import keep, wilson_upper
 
 
 @dataclass(frozen=True)
 class OrpoStart:
     """ORPO from a model that was not fine-tuned on answers like the chosen ones.
 
-    The gap is how far the chosen answers' `nll` has fallen in the run itself: what SFT would have done before. Answers
-    of the start model that do not end (`eval/probe_finished`) say the same. With many rows ORPO teaches both at once:
-    on small models accuracy was 0.74 after ORPO from a base model on 300 rows, 0.98 from an SFT model, and 1.00 from
+    With a reward this is known before the first update: the start model's own answers to held-out prompts are worse
+    than those of the rows (`eval/probe_wins`, one half for a model that wrote them). It says so too of a good model
+    whose rows are by a better one, so that it is a warning and no more.
+
+    Without one the gap counts: how far the chosen answers' `nll` falls in the run itself, or how much less likely they
+    are at the start than the model's own answers. Answers that do not end (`eval/probe_finished`) say the same. A model
+    that writes fluently and answers something else shows none of this. With many rows ORPO teaches both at once: on
+    small models accuracy was 0.74 after ORPO from a base model on 300 rows, 0.98 from an SFT model, and 1.00 from
     either on 20,000 rows for five epochs (synthetic, one seed).
     """
 
-    # fall of the chosen answers' nll, nats per token, from which on the start was no SFT model
+    # share of the rows' answers that the start model's are better than: with the upper end of its 95 % interval below
+    # this it is a warning
+    wins: float = 0.5
+    # without wins: fall of the chosen answers' nll, or their nll above that of the model's own answers, nats per token,
+    # from which on the start was no SFT model
     gap: float = 0.5
     # the same, with which and a log-odds accuracy above `accuracy` the run is sick
     large_gap: float = 1.0
@@ -40,9 +49,12 @@ class OrpoStart:
     def see(self, state: State, line: Line) -> Check | None:
         if line.run.objective != "orpo":
             return None
-        ends = line.get("eval/probe_finished")
-        if ends is not None:
-            state.setdefault("finished", ends)
+        for name in ("finished", "wins", "compared"):
+            value = line.get(f"eval/probe_{name}")
+            if value is not None:
+                state.setdefault(name, value)
+        if "wins" in state:
+            return self._by_wins(state, line) if line.get("eval/probe_wins") is not None else None
         gap, accuracies = self._gap(state, line), state.setdefault("accuracies", [])
         if line.get("rewards/accuracies") is not None:
             keep(accuracies, line.get("rewards/accuracies"), self.lines)
@@ -52,10 +64,33 @@ class OrpoStart:
         level = self._level(gap, state.get("finished"), accuracy, line)
         return self._check(level, gap, state, line) if level else FINE
 
+    def _by_wins(self, state: State, line: Line) -> Check | None:
+        """What the start model's own answers say, beside those of the rows."""
+        wins, compared = state["wins"], state.get("compared")
+        if not compared or compared < 0 or not 0 <= wins <= 1:
+            return None
+        upper = wilson_upper(wins, compared)
+        if upper >= self.wins:
+            return FINE
+        return Check(
+            self._at_most("warn", line),
+            wins,
+            self.wins,
+            f"ORPO from a model that cannot answer like the rows yet: its own answers to {compared:.0f} held-out "
+            f"prompts are better than those of the rows {wins:.0%} of the time (at most {upper:.0%} at 95 %; a model "
+            f"that wrote them: 50 %){_rows(line)}",
+            _REMEDY,
+            before=_fine_tuning(line),
+            evidence={"upper": upper, "compared": compared, "now": line.get("eval/probe_wins")},
+        )
+
     def _gap(self, state: State, line: Line) -> float | None:
         """The fall of nll so far, of held-out rows or of those of the first epoch: later ones are known by heart."""
         held_out, nll = line.get("eval/nll"), line.get("nll")
         if held_out is not None:
+            own = line.get("eval/probe_nll")
+            if "held_out" not in state and own is not None:
+                state["gap"] = max(held_out - own, 0.0)
             start = state.setdefault("held_out", held_out)
             state["gap"] = max(start - held_out, state.get("gap", 0.0))
         elif nll is not None and (line.get("epoch") or 0.0) <= 1:
@@ -74,26 +109,34 @@ class OrpoStart:
         cannot_end = finished is not None and finished < self.finished
         if gap < self.gap and not cannot_end:
             return None
+        return self._at_most("sick" if gap >= self.large_gap and accuracy > self.accuracy else "warn", line)
+
+    def _at_most(self, level: Level, line: Line) -> Level:
+        """The level, or that of a note where there are many rows."""
         epochs, rows = line.run.number("epochs") or 1.0, line.run.rows
-        if rows is not None and rows * epochs >= self.many:
-            return "info"
-        return "sick" if gap >= self.large_gap and accuracy > self.accuracy else "warn"
+        return "info" if rows is not None and rows * epochs >= self.many else level
 
     def _check(self, level: Level, gap: float, state: State, line: Line) -> Check:
         finished = state.get("finished")
         ends = f"; {finished:.0%} of the start model's answers ended by themselves" if finished is not None else ""
-        rows = f" on {line.run.rows:,} rows" if line.run.rows is not None else ""
         return Check(
             level,
             gap,
             self.gap,
-            f"ORPO from a model that was not fine-tuned on such answers: their nll fell by {gap:.2f} nats a token in "
-            f"this run{rows}{ends}",
-            "Fine-tune on the chosen answers first and begin ORPO from that, or give many more rows",
+            f"ORPO from a model that was not fine-tuned on such answers: their nll fell in this run, or was at its "
+            f"start above that of the model's own answers, by {gap:.2f} nats a token{_rows(line)}{ends}",
+            _REMEDY,
             before=_fine_tuning(line),
             since=1,
             evidence={"nll": line.get("eval/nll", "nll"), "finished_at_start": finished},
         )
+
+
+_REMEDY = "Fine-tune on the chosen answers first and begin ORPO from that, or give many more rows"
+
+
+def _rows(line: Line) -> str:
+    return f"; there are {line.run.rows:,} rows" if line.run.rows is not None else ""
 
 
 def _fine_tuning(line: Line) -> dict[str, Any]:

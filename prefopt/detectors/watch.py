@@ -11,6 +11,17 @@ from prefopt.detectors.finding import LEVELS, Check, Detector, Finding, Level, L
 
 Tell = Callable[[Finding], None]
 
+# a finding -> what it is a consequence of where that is sick in the same run: said once, by the cause
+CAUSES: dict[str, tuple[str, ...]] = {"drift": ("hollow_margin",)}
+
+
+def explained(check: Check, cause: Finding) -> Check:
+    """A check as a note that leaves the remedy to the cause."""
+    if check.level is None:
+        return check
+    reason = f"{check.reason}; a consequence of {cause.name}, see there"
+    return replace(check, level="info", reason=reason, remedy=cause.remedy, change={}, before={})
+
 
 class Watch:
     """A fold over a run's metrics: `listen` with every line, then read `findings`.
@@ -31,7 +42,8 @@ class Watch:
         for detector in self.detectors:
             check = detector.see(self.states.setdefault(detector.name, {}), line)
             if check is not None:
-                self._count(detector, check, step)
+                cause = self._cause(detector.name)
+                self._count(detector, explained(check, cause) if cause else check, step, cause is not None)
 
     def worst(self) -> Level | None:
         """The highest level of what lasts."""
@@ -60,7 +72,12 @@ class Watch:
         self.states, self.votes = state["states"], state["votes"]
         self.findings = [Finding(**finding) for finding in state["findings"]]
 
-    def _count(self, detector: Detector, check: Check, step: int) -> None:
+    def _cause(self, name: str) -> Finding | None:
+        """A sick finding that lasts and of which this detector's are a consequence."""
+        causes = [self.find(cause) for cause in CAUSES.get(name, ())]
+        return next((one for one in causes if one is not None and one.lasts and one.level == "sick"), None)
+
+    def _count(self, detector: Detector, check: Check, step: int, follows: bool) -> None:
         votes = self.votes.setdefault(detector.name, [])
         votes.append(rank(check.level))
         del votes[: -detector.among]
@@ -68,17 +85,21 @@ class Watch:
         known = self.find(detector.name)
         lasting = known if known is not None and known.lasts else None
         if check.level is not None and agreed:
-            self._found(detector, check, LEVELS[agreed - 1], lasting, step)
+            self._found(detector, check, LEVELS[agreed - 1], lasting, step, follows)
         elif lasting is not None and not any(votes):
             self._put(replace(lasting, recovered=step), lasting, tell=True)
 
-    def _found(self, detector: Detector, check: Check, level: Level, before: Finding | None, step: int) -> None:
-        """A finding begins, goes on, or rises; its numbers are those of the latest check."""
+    def _found(
+        self, detector: Detector, check: Check, level: Level, before: Finding | None, step: int, follows: bool
+    ) -> None:
+        """A finding begins, goes on, or rises; its numbers are those of the latest check. follows: what it is a
+        consequence of is known by now, so that its level may also fall.
+        """
         rises = before is None or rank(level) > rank(before.level)
         since = check.since if check.since is not None else step
         finding = Finding(
             detector.name,
-            level if before is None or rises else before.level,
+            level if before is None or rises or follows else before.level,
             check.value,
             check.threshold,
             check.reason,

@@ -48,6 +48,29 @@ def test_a_rise_is_a_note_where_held_out_rows_are_told_apart_as_well_as_trained_
     assert by_heart.level == "sick" and by_heart.evidence["gap"] == pytest.approx(0.23)
 
 
+def with_wins(*wins: float, rise: float = 1.5) -> list:
+    """Evaluations after which a reward judged 200 answers, and the probe's nll rises at the first update."""
+    lines = probe(2.0, *[2.0 + rise] * (len(wins) - 1))
+    return [
+        (at, {**values, "eval/probe_wins": w, "eval/probe_compared": 200.0})
+        for (at, values), w in zip(lines, wins, strict=True)
+    ]
+
+
+def test_a_reward_says_whether_going_far_did_harm() -> None:
+    # the error of a difference is (0.5 / 200) ** 0.5 = 0.05: a gain below 0.075, or a fall of more than 0.1
+    assert found(Drift(), with_wins(0.50, 0.60), DPO).level == "info"
+    none = found(Drift(), with_wins(0.50, 0.57), DPO)
+    assert none.level == "sick" and "57%" in none.reason and none.evidence["wins"] == [0.5, 0.57]
+    assert found(Drift(), with_wins(0.50, 0.80, 0.72), DPO).level == "info"
+    assert found(Drift(), with_wins(0.50, 0.80, 0.69), DPO).level == "sick"
+    assert found(Drift(), with_wins(0.95, 0.97), DPO).level == "info"  # nothing is left to gain
+    far = merged(updates(9, rewards__accuracies=0.75), [(at + 9, v) for at, v in with_wins(0.5, 0.5)])
+    near = merged(updates(9, rewards__accuracies=0.75), [(at + 9, v) for at, v in with_wins(0.5, 0.5, rise=0.7)])
+    for lines, level in ((far, "sick"), (near, "info")):  # near the start held-out rows have to say so too
+        assert found(Drift(), [(at, {**v, "eval/rewards/accuracies": 0.72}) for at, v in lines], DPO).level == level
+
+
 def test_an_update_says_nothing_and_what_is_meant_to_leave_the_start_is_not_judged() -> None:
     assert watched(Drift(), [(1, {"loss": 9.0, "nll": 9.0})], DPO).votes == {}
     assert found(Drift(), probe(2.0, 4.0), Run("orpo")) is None

@@ -49,5 +49,31 @@ def test_a_start_model_that_does_not_end_its_answers_is_a_warning() -> None:
     assert found(OrpoStart(), merged(fine, falls(1.5, 1.4)), FEW) is None
 
 
+def beside_rows(wins: float, later: float = 0.6) -> list:
+    """What a reward says of the start model's answers to 200 prompts, beside those of the rows, and of later ones."""
+    lines = [(0, {"eval/probe_wins": wins, "eval/nll": 1.5}), (40, {"eval/probe_wins": later, "eval/nll": 1.5})]
+    return [(at, {**values, "eval/probe_compared": 200.0}) for at, values in lines]
+
+
+def test_a_start_model_whose_answers_lose_to_those_of_the_rows_is_a_warning() -> None:
+    # Wilson, 95 %, of 200: 0.43 is at most 0.4993, 0.44 at most 0.509
+    finding = found(OrpoStart(), beside_rows(0.43), FEW)
+    assert finding is not None and (finding.level, finding.step, finding.value) == ("warn", 0, 0.43)
+    assert finding.before == {"objective": "sft", "epochs": 4.0} and "43%" in finding.reason
+    assert found(OrpoStart(), beside_rows(0.44), FEW) is None
+    assert found(OrpoStart(), beside_rows(0.2), MANY).level == "info"
+
+
+def test_a_start_model_as_good_as_the_rows_is_fine_however_far_its_nll_falls() -> None:
+    assert found(OrpoStart(), merged(beside_rows(0.5), falls(4.0, 1.0)), FEW) is None
+    assert found(OrpoStart(), merged(beside_rows(0.5, 0.1), falls(1.2, 1.1)), FEW) is None  # the start counts
+
+
+def test_chosen_answers_less_likely_than_the_models_own_are_a_warning_at_the_start() -> None:
+    finding = found(OrpoStart(), [(0, {"eval/nll": 2.0, "eval/probe_nll": 1.4})], FEW)
+    assert finding is not None and finding.level == "warn" and finding.value == pytest.approx(0.6)
+    assert found(OrpoStart(), [(0, {"eval/nll": 1.7, "eval/probe_nll": 1.4})], FEW) is None
+
+
 def test_other_objectives_are_not_judged() -> None:
     assert found(OrpoStart(), falls(4.0, 1.0), Run("sft", rows=300)) is None
