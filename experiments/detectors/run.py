@@ -145,14 +145,13 @@ def remedies(spec: Spec, finding: Finding) -> dict[str, Spec]:
     if spec.failure == "hollow":
         return {"online_dpo": replace(spec, intent="remedy", objective="online_dpo", rows="", size=0)}
     if spec.failure == "drift":
-        change = finding.change
-        epochs = change.get("epochs", spec.steps * spec.batch / spec.size)
-        steps = max(round(epochs * spec.size / spec.batch), 1)
-        own = {**spec.options, "beta": change.get("beta", spec.options["beta"])}
+        few, rate = max(round(spec.size / spec.batch), 1), RATES[spec.kind]
+        more = replace(spec, intent="remedy", options={"beta": 0.1}, steps=80, rate=rate)
         return {
-            "as the finding says": replace(spec, intent="remedy", options=own, steps=steps),
-            "three times beta, stopped": replace(spec, intent="remedy", options=tripled(spec)),
+            "three times beta, one epoch": replace(spec, intent="remedy", options=tripled(spec), steps=few),
             "beta 1, stopped": replace(spec, intent="remedy", options={"beta": 1.0}),
+            "3,000 pairs of the same judge": replace(more, size=3000),
+            "online_dpo, same judge": replace(more, objective="online_dpo", rows="", size=0, noisy=True),
         }
     if spec.failure == "orpo":
         return {"sft first": replace(spec, intent="remedy", first=spec.steps)}
@@ -239,7 +238,7 @@ def perform(spec: Spec, out: Path) -> dict[str, Any]:
     """A run, or what another process has kept of it by now."""
     if (known := kept(spec, out)) is not None:
         return known
-    stop = ended(spec) if spec.intent == "remedy" and spec.failure == "drift" else None
+    stop = ended(spec) if spec.intent == "remedy" and spec.failure == "drift" and spec.steps > 80 else None
     result = runs.perform(spec, out, stop)
     out.mkdir(parents=True, exist_ok=True)
     scratch = path(spec, out).with_suffix(".tmp")
@@ -298,14 +297,35 @@ def mended(specs: Sequence[Spec], out: Path, jobs: int, most: int) -> list[dict[
         if finding is not None and len(taken) < most:
             todo += [(spec, name, each) for name, each in remedies(spec, finding).items()]
     run_all([each for _, _, each in todo], out, jobs)
-    return [_mended(spec, name, each, specs, out) for spec, name, each in todo if kept(each, out) is not None]
+    found = [_mended(spec, name, ending(each, out), specs, out) for spec, name, each in todo if kept(each, out)]
+    for spec in {spec.name: spec for spec, _, _ in todo if spec.failure == "drift"}.values():
+        found += [_mended(spec, name, point, specs, out) for name, point in best_points(spec, out).items()]
+    return found
 
 
-def _mended(spec: Spec, name: str, each: Spec, specs: Sequence[Spec], out: Path) -> dict[str, Any]:
+def ending(spec: Spec, out: Path) -> float:
+    """True reward that a run ended with."""
+    result = kept(spec, out)
+    assert result is not None
+    return float(result["points"][-1][1])
+
+
+def best_points(spec: Spec, out: Path) -> dict[str, float]:
+    """True reward of the weights of a sick run that another rule would have kept: the best there were, which nobody
+    knows, and those with the most wins (keep=best, eval_metric=eval/probe_wins).
+    """
+    result = kept(spec, out)
+    assert result is not None
+    golds = [point[1] for point in result["points"]]
+    wins = [values["eval/probe_wins"] for _, values in result["lines"] if "eval/probe_wins" in values]
+    return {"best weights of the run (unknown)": max(golds), "weights with most wins": golds[wins.index(max(wins))]}
+
+
+def _mended(spec: Spec, name: str, end: float, specs: Sequence[Spec], out: Path) -> dict[str, Any]:
     """Gain of the remedy over where the sick run began, beside that of the healthy runs of its failure and task."""
-    before, after, other = kept(spec, out), kept(each, out), twin_of(spec)
-    assert before is not None and after is not None
-    start, end = before["points"][0][1], after["points"][-1][1]
+    before, other = kept(spec, out), twin_of(spec)
+    assert before is not None
+    start = before["points"][0][1]
     twin = kept(other, out) if other else None
     if twin is not None:  # from another start than the healthy runs: what it closes of the gap to its twin
         gain, wanted = end - before["points"][-1][1], twin["points"][-1][1] - before["points"][-1][1]

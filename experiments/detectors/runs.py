@@ -37,6 +37,7 @@ EVALUATIONS = 8  # of a run, besides the one before its first update
 HELD_OUT, PROBED, ATTEMPTS = 128, 200, 4
 DRAWN, TIE = 1000, 1e-9  # rows of which the first PROBED with a measured prompt are compared; rewards that are as good
 GROUPS, COMPLETIONS = 16, 8
+JUDGE = 2.0  # how decided the judge of the pairs is, per standard deviation of reward
 SEEDS = 3  # of each task: models and rewards; every run has rows, order and draws of its own
 EVERYTHING = Budget(10**9, repeat=True)
 DIGITS_KEPT = 6
@@ -48,7 +49,8 @@ class Spec:
 
     failure: what is looked for. intent: what it was made to be, sick, healthy or hard; what it became is for its gold
     to say. rows: kind of rows; size: how many. start: as `tasks.task` has it. first: updates of SFT on the rows' chosen
-    answers before. stop: an update after which nothing is trained, as the remedy ended the run.
+    answers before. partial: a checker pays for a part of an answer too. noisy: rewards of online training as the judge
+    of the pairs sees them.
     """
 
     failure: str
@@ -66,13 +68,15 @@ class Spec:
     chance: float = 0.0
     first: int = 0
     partial: bool = False
+    noisy: bool = False
 
     @property
     def name(self) -> str:
         options = [f"{key}{value:g}" for key, value in self.options.items()]
         numbers = [f"n{self.size}", f"s{self.steps}", f"r{self.rate:g}", f"c{self.chance:g}", f"f{self.first}"]
         words = [self.failure, self.intent, self.kind, self.seed, self.objective, *options, self.rows, *numbers]
-        return "-".join(map(str, [*words, self.start, *(["partial"] if self.partial else [])]))
+        kinds = [kind for kind in ("partial", "noisy") if getattr(self, kind)]
+        return "-".join(map(str, [*words, self.start, *kinds]))
 
     @property
     def online(self) -> bool:
@@ -98,10 +102,10 @@ def rows(task: tasks.Task, kind: str, size: int, seed: int) -> list[Example]:
     by length, and by nothing else.
     """
     made: dict[str, Callable[[], list[Example]]] = {
-        "pairs": lambda: bench.pairs(task.world, size, seed, bench.Judge(scale=2.0)),
+        "pairs": lambda: bench.pairs(task.world, size, seed, bench.Judge(scale=JUDGE)),
         "far": lambda: [extremes(row) for row in bench.ratings(task.world, size, 8, seed, bench.Judge(math.inf))],
         "surface": lambda: surface(task, size, seed),
-        "answers": lambda: bench.pairs(task.world, size, seed, bench.Judge(scale=2.0), task.answers),
+        "answers": lambda: bench.pairs(task.world, size, seed, bench.Judge(scale=JUDGE), task.answers),
     }
     return made[kind]()
 
@@ -217,8 +221,8 @@ class Probe:
 class Rollouts:
     """Groups of the policy's own answers to prompts drawn anew, with the metrics of `prefopt.rollout`."""
 
-    def __init__(self, task: tasks.Task, objective: Any, reward: Tensor, seed: int) -> None:
-        self.task, self.objective, self.reward = task, objective, reward
+    def __init__(self, task: tasks.Task, objective: Any, reward: Tensor, seed: int, noisy: bool = False) -> None:
+        self.task, self.objective, self.reward, self.noisy = task, objective, reward, noisy
         self.random = torch.Generator().manual_seed(seed)
         self.range, self.seen = Range(), {}
         self.steps_per_epoch = len(task.world.space.prompts) / GROUPS
@@ -245,6 +249,8 @@ class Rollouts:
         )
         prompt, completion = space.find(batch)
         score = self.reward[prompt[batch.group], completion].float()
+        if self.noisy:  # the larger of two is the first with the same chance as in the pairs
+            score = score - torch.empty_like(score).exponential_(generator=self.random).log() / JUDGE
         self.seen = self.measured(chosen, score, real.sum(1))
         return replace(batch, score=score)
 
@@ -309,7 +315,7 @@ def _train(spec: Spec, task: tasks.Task, policy: Any, lines: list[Any], points: 
         longest = task.world.space.tokens.shape[1]
         objective = fitted(objective, longest, COMPLETIONS)
         paid = _partial(task) if spec.partial else gold
-        source: Any = Rollouts(task, objective, paid, spec.seed)
+        source: Any = Rollouts(task, objective, paid, spec.seed, spec.noisy)
         held_out: list[Example] = []
     else:
         examples = rows(task, spec.rows, spec.size, spec.seed + 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from prefopt.detectors.finding import FINE, Check, Level, Line, Run, State
+from prefopt.detectors.hollow_margin import on_policy
 from prefopt.detectors.series import keep
 
 # these are meant to leave what the start model says
@@ -90,8 +91,8 @@ class Drift:
             self.sick if level == "sick" else self.warn,
             f"drift: the start model's own answers to held-out prompts have become {rise:.2f} nats a token less likely "
             f"(from {start:.2f} to {start + rise:.2f}); {known}",
-            f"Stop earlier (on_sick=stop; it was fine at step {good}), take fewer epochs, or raise beta",
-            restrained(line.run),
+            f"{_REMEDY} (it was fine at step {good})",
+            on_policy(line.run.options) or restrained(line.run),
             evidence={
                 "start": start,
                 "eval/probe_nll": start + rise,
@@ -100,6 +101,12 @@ class Drift:
                 "wins": state.get("wins"),
             },
         )
+
+
+_REMEDY = (
+    "Label more pairs of the start model's own answers (prefopt sample --as pairs), or train online with what labels "
+    "them; a larger beta, fewer epochs and on_sick=stop limit the harm and do not make up for too few pairs"
+)
 
 
 def _by_heart(gap: float | None, harm: bool) -> str:

@@ -88,7 +88,7 @@ class HollowMargin:
             f"start model's own answers the policy prefers the better one in {measured:.0%} (at most {upper:.0%} at "
             "95 %): what tells the pairs apart is not quality",
             _REMEDY,
-            _on_policy(line.run.options),
+            on_policy(line.run.options),
             since=state.get("suspect"),
             evidence={"eval/probe_pairs": pairs, "upper": upper, **state.get("seen", {})},
         )
@@ -116,7 +116,7 @@ _REMEDY = (
 )
 
 
-def _on_policy(options: Any) -> dict[str, Any]:
+def on_policy(options: Any) -> dict[str, Any]:
     """Pairs of the policy's own answers, where there is a reward to label them."""
     reward = options.get("probe_reward")
     return {"objective": "online_dpo", "reward": reward} if reward else {}

@@ -24,9 +24,11 @@ def test_a_rise_is_a_warning_and_then_sick() -> None:
     assert sick.value == pytest.approx(1.1) and sick.evidence["fine_at"] == 10
 
 
-def test_the_change_raises_beta_and_ends_at_the_next_such_finding() -> None:
+def test_the_change_trains_online_where_there_is_a_reward_and_else_raises_beta() -> None:
     assert found(Drift(), probe(2.0, 3.5), DPO).change == {"on_sick": "stop", "beta": 0.1, "epochs": 1.0}
     assert found(Drift(), probe(2.0, 3.5), Run("dpo", {"beta": 0.1})).change == {"on_sick": "stop", "beta": 0.3}
+    judged = found(Drift(), probe(2.0, 3.5), Run("dpo", {"beta": 0.1, "probe_reward": "math"}))
+    assert judged.change == {"objective": "online_dpo", "reward": "math"} and "Label more pairs" in judged.remedy
     rate = Run("simpo", {"beta": 2.0, "learning_rate": 3e-7})
     assert found(Drift(), probe(2.0, 3.5), rate).change["learning_rate"] == pytest.approx(1e-7)
 
