@@ -289,7 +289,8 @@ def _check_policy(policy: Policy, rows: Batch, settings: dict[str, Any], journal
 
 def _summary(work: Work, earlier: Earlier, model_dir: Path, how: str | None) -> dict[str, Any]:
     """What summary.json holds. how: where the reference comes from."""
-    rollouts, watching, actor = work.rollouts, work.watching, work.models.policy
+    actor: Any = work.models.policy
+    rollouts, watching = work.rollouts, work.watching
     return {
         "objective": work.plan.objective.facts.name,
         "settled": work.plan.settled,

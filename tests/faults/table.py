@@ -27,7 +27,11 @@ FAULTS = {
         "what was begun is removed, older checkpoints make room, training goes on and tries again; it stops after "
         "max_failed_saves in a row",
     ),
-    7: Fault("the disk is full when metrics are written", "one warning; lines wait in memory; training goes on"),
+    7: Fault(
+        "the disk is full when metrics, or the summary at the end, are written",
+        "one warning; lines wait in memory; training goes on; without its summary the run ends with an error, and the "
+        "same command goes on",
+    ),
     8: Fault("the run's folder cannot be written", "an error before any model is loaded"),
     9: Fault("two runs in one folder", "the second is refused, and told which process holds it"),
     10: Fault("a line of the data is no JSON", "an error with file, line and column; skip_bad counts it and goes on"),
@@ -75,8 +79,8 @@ FAULTS = {
     ),
     27: Fault("the sandbox's server dies; runs leave orphans", "started anew; nothing is left of many runs"),
     28: Fault(
-        "the engine that generates dies, times out, or gives too few completions",
-        "an error that says so; nothing is learnt from it",
+        "the engine that generates dies, times out, gives too few completions, or those of another prompt",
+        "asked again; then an error that says so; nothing is learnt from it",
     ),
     29: Fault("the engine did not take the new weights", "found by their fingerprint before anything is generated"),
     30: Fault("the engine's log-probs differ from those trained on", "measured at every update, corrected where asked"),

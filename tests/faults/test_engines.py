@@ -40,7 +40,8 @@ class Engine:
     """An engine with a model of its own. From the third rollout on it has a fault."""
 
     def __init__(self, model: Path, fault: str = "") -> None:
-        self.model, self.fault, self.taken = AutoModelForCausalLM.from_pretrained(model), fault, 0
+        self.model, self.fault = AutoModelForCausalLM.from_pretrained(model), fault
+        self.taken = self.drawn = 0
         self.has = {"version": "", "fingerprint": "", "dtype": "float32"}
 
     @property
@@ -63,6 +64,7 @@ class Engine:
         return {**self.has, "version": version}
 
     def draw(self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, seeds: Sequence[int]) -> list[Drawn]:
+        self.drawn += 1
         if self.broken == "dies":
             raise RuntimeError("EngineCore died")
         found = Local(self.model, [0]).sample(prompts, n, sampling, seeds)
@@ -85,8 +87,8 @@ def model_dir(tmp_path):
     return save_model(tmp_path / "model")
 
 
-def run(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str, objective: Any = None) -> Any:
-    sampler = Vllm(Engine(model, fault), VllmOptions())
+def run(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str | Engine, objective: Any = None) -> Any:
+    sampler = Vllm(fault if isinstance(fault, Engine) else Engine(model, fault), VllmOptions())
     monkeypatch.setattr(online, "build_sampler", lambda *given: (sampler, "an engine of this test"))
     data = write_rows(folder / "prompts.jsonl", "prompts")
     (folder / "mine.py").write_text(REWARD)
@@ -122,9 +124,10 @@ def test_an_engine_with_other_weights_than_the_policys_ends_the_run_before_it_dr
     fault, model_dir, tmp_path, monkeypatch
 ):
     said = "was it restarted" if fault == "a restart" else "it holds other values than the policy"
+    engine = Engine(model_dir, fault)
     with pytest.raises(EngineError, match=said):
-        run(model_dir, tmp_path, monkeypatch, fault)
-    assert [line["step"] for line in updates(tmp_path)] == [1, 2]
+        run(model_dir, tmp_path, monkeypatch, engine)
+    assert [line["step"] for line in updates(tmp_path)] == [1, 2] and engine.drawn == 2
 
 
 @pytest.mark.fault(30)

@@ -118,7 +118,9 @@ def test_a_reward_that_mostly_fails_stops_the_run_with_the_first_failure(spoilt,
 
 @pytest.mark.fault(17)
 def test_samples_whose_score_is_no_number_take_no_part_and_are_never_0(model_dir, prompts, tmp_path):
-    body = "    values = [float('nan') if n % 4 == 0 else value for n, value in enumerate(values)]"
+    body = """\
+    spoilt = [float("nan"), float("inf"), -float("inf"), "0.5"]
+    values = [spoilt[n // 4] if n % 4 == 0 else value for n, value in enumerate(values)]"""
     result = run(model_dir, prompts, tmp_path / "run", mine(tmp_path, body))
     rows = lines(tmp_path / "run", "completions.jsonl")
     assert [row["reward"] is None for row in rows] == [True, False, False, False] * 12

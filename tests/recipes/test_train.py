@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -365,10 +366,15 @@ def test_an_existing_run_is_not_overwritten_unless_asked(model_dir, pairs, tmp_p
     assert max(line["step"] for line in journal(out)) == 1
 
 
+@pytest.mark.fault(7)
 def test_a_model_without_a_summary_is_this_run_unfinished_or_another_run(model_dir, pairs, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    monkeypatch.setattr(recipe, "_publish", lambda *args: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(recipe, "write_json", full)
+    with pytest.raises(InputError, match=r"run: cannot write there \(No space left on device\); the model is there"):
         run(DPO(), model_dir, pairs, out)
     monkeypatch.undo()
     assert (out / "model").exists() and not (out / "summary.json").exists()
