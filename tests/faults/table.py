@@ -67,7 +67,10 @@ FAULTS = {
         "a judge's answer is malformed, out of range, cut, a refusal", "asked again once; else no score, counted"
     ),
     22: Fault("the judge is down at the start", "an error with its address, before any model is loaded"),
-    23: Fault("a judge favours what it reads first", "both orders are asked; how often they disagree is counted"),
+    23: Fault(
+        "a judge favours what it reads first, or another model answers in its place",
+        "both orders are asked, and how often they disagree is counted; what another model answers is no score",
+    ),
     24: Fault(
         "memory runs out on a CPU", "smaller forward passes, the same result; else advice; checkpoints stay whole"
     ),

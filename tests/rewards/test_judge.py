@@ -455,6 +455,7 @@ def test_a_completion_that_the_server_cannot_take_costs_the_others_nothing():
     assert len(others) == 2 and all("response_format" in body and "temperature" in body for body in others)
 
 
+@pytest.mark.fault(23)
 def test_another_model_in_the_middle_is_noticed_and_not_mixed_in(caplog):
     changed = chat('{"reason": "r", "score": 10}', model="judge-2")
     with caplog.at_level(logging.WARNING, "prefopt"):
