@@ -32,6 +32,8 @@ import tasks
 import runs
 from prefopt import detectors
 from prefopt.detectors import Finding, Run, Watch
+from prefopt.detectors.drift import Drift
+from prefopt.detectors.orpo_start import OrpoStart
 from prefopt.records import write_json
 from runs import Spec
 
@@ -174,22 +176,32 @@ def ended(spec: Spec) -> Callable[[list[Any]], bool]:
 # ---------------------------------------------------------------- verdicts
 
 
+def every_level() -> list[Any]:
+    """All detectors, and those that come as notes since this experiment at the levels that it measured them at."""
+    measured = {"drift": Drift(most="sick"), "orpo_start": OrpoStart(unverified="sick")}
+    return [measured.get(one.name, one) for one in detectors.every()]
+
+
 def listened(result: dict[str, Any], every: Sequence[Any] | None = None) -> Watch:
-    watch = Watch(Run(**result["run"]), detectors.every() if every is None else every)
+    watch = Watch(Run(**result["run"]), every_level() if every is None else every)
     for step, metrics in result["lines"]:
         watch.listen(step, metrics)
     return watch
 
 
 def said(result: dict[str, Any], every: Sequence[Any] | None = None) -> dict[str, dict[str, Any]]:
-    """Of every detector that found something: the worst level, and the first step of a warning and of sickness."""
+    """Of every detector that found something: the worst level and the last, and the first step of a warning and of
+    sickness.
+    """
     told: list[Finding] = []
-    watch = Watch(Run(**result["run"]), detectors.every() if every is None else every, told.append)
+    watch = Watch(Run(**result["run"]), every_level() if every is None else every, told.append)
     for step, metrics in result["lines"]:
         watch.listen(step, metrics)
+    told += watch.findings  # as they stand at the end
     found: dict[str, dict[str, Any]] = {}
     for finding in told:
-        own = found.setdefault(finding.name, {"level": finding.level, "warn": None, "sick": None})
+        own = found.setdefault(finding.name, {"level": finding.level, "warn": None, "sick": None, "end": None})
+        own["end"] = finding.level
         own["level"] = max(own["level"], finding.level, key=detectors.finding.rank)
         if finding.lasts and finding.level != "info" and own["warn"] is None:
             own["warn"] = finding.step
@@ -216,7 +228,16 @@ def verdict(result: dict[str, Any], twin: dict[str, Any] | None) -> dict[str, An
         "steps": spec["steps"],
         "every": max(spec["steps"] // runs.EVALUATIONS, 1),
         "found": said(result),
+        "unjudged": said(unjudged(result)),
     }
+
+
+def unjudged(result: dict[str, Any]) -> dict[str, Any]:
+    """The same run as it is logged without probe_reward."""
+    judged = {f"eval/probe_{name}" for name in ("accuracy", "pairs", "wins", "compared")}
+    lines = [[step, {n: v for n, v in values.items() if n not in judged}] for step, values in result["lines"]]
+    options = {name: value for name, value in result["run"]["options"].items() if name != "probe_reward"}
+    return {**result, "lines": lines, "run": {**result["run"], "options": options}}
 
 
 # ---------------------------------------------------------------- many runs

@@ -40,7 +40,17 @@ def report(
             part: {failure: confusion(_of(own, failure), name) for failure, name in named.items()}
             for part, own in parts.items()
         },
-        "every": {part: {name: fired(own, name) for name in EVERY} for part, own in parts.items()},
+        "unjudged": {
+            part: {
+                failure: confusion([{**v, "found": v["unjudged"]} for v in _of(own, failure)], name)
+                for failure, name in named.items()
+                if failure != "stall"
+            }
+            for part, own in parts.items()
+        },
+        "every": {
+            part: {name: fired(own, name, own_failure(name, named)) for name in EVERY} for part, own in parts.items()
+        },
         "remedies": remedies(healed),
         "peers": {failure: side_by_side(_of(verdicts, failure), other) for failure in named} if other else {},
         "runs": list(verdicts),
@@ -86,15 +96,25 @@ def delay(hits: Verdicts, name: str, level: str) -> dict[str, Any]:
     return {"after_peak": statistics.median(late), "low": late[0], "high": late[-1], "share": share}
 
 
-def fired(verdicts: Verdicts, name: str) -> dict[str, Any]:
-    """Of one detector in all runs: how many of those in which it warned were sick, whatever of."""
+def own_failure(name: str, named: Mapping[str, str]) -> str | None:
+    """The failure that a detector is for, among those that were made."""
+    return next((failure for failure, detector in named.items() if detector == name), None)
+
+
+def fired(verdicts: Verdicts, name: str, failure: str | None) -> dict[str, Any]:
+    """Of one detector in all runs: how many of those in which its warning stood to the end, or until it was over, were
+    sick, whatever of, and how many of them of what it names.
+    """
     bad, well = [v for v in verdicts if v["sick"]], [v for v in verdicts if not v["sick"]]
     hits, alarms = _at(bad, name, "warn"), _at(well, name, "warn")
+    stood = [v for v in [*hits, *alarms] if v["found"][name]["end"] != "info"]
+    of_its_own = rate(sum(v["sick"] and v["failure"] == failure for v in stood), len(stood))
     notes = sum(name in v["found"] for v in verdicts) - len(hits) - len(alarms)
     return {
         "hits": len(hits),
         "alarms": len(alarms),
-        "precision": rate(len(hits), len(hits) + len(alarms)),
+        "precision": rate(sum(v["sick"] for v in stood), len(stood)),
+        "of_its_own": of_its_own if failure else None,
         "false_alarms": rate(len(alarms), len(well)),
         "notes": notes,
     }
@@ -178,6 +198,16 @@ def named_table(made: Mapping[str, Any]) -> str:
     return table(heads, rows)
 
 
+def unjudged_table(made: Mapping[str, Any]) -> str:
+    rows = [
+        [TITLES[failure], part, *(cell(own["warn"][key]) for key in ("recall", "precision", "false_alarms"))]
+        for failure in TITLES
+        for part in made["unjudged"]
+        if (own := made["unjudged"][part].get(failure)) and own["num_sick"] + own["num_well"]
+    ]
+    return table(["failure", "tasks", "found of sick", "precision", "false alarms"], rows)
+
+
 def lateness(late: Mapping[str, Any]) -> list[str]:
     if late["share"] is None:
         return ["-", "-"]
@@ -189,14 +219,16 @@ def every_table(made: Mapping[str, Any]) -> str:
         "detector",
         "warned in sick / in well runs, calibration",
         "the same, unseen task",
-        "precision, unseen",
+        "sick of anything, unseen",
+        "sick of what it names, unseen",
         "notes",
     ]
     rows = []
     for name in EVERY:
         before, after = made["every"]["calibration"][name], made["every"]["unseen"][name]
         counts = [f"{own['hits']} / {own['alarms']}" for own in (before, after)]
-        rows.append([f"`{name}`", *counts, cell(after["precision"]), str(before["notes"] + after["notes"])])
+        shares = [cell(after["precision"]), cell(after["of_its_own"]) if after["of_its_own"] else "-"]
+        rows.append([f"`{name}`", *counts, *shares, str(before["notes"] + after["notes"])])
     return table(heads, rows)
 
 
@@ -226,6 +258,8 @@ def text(made: Mapping[str, Any]) -> str:
         f"{counts['unseen']} on the unseen one ({', '.join(made['split']['unseen'])}).",
         "### The four failures, each by its own detector",
         named_table(made),
+        "### The same without `probe_reward`",
+        unjudged_table(made),
         "### Every detector, over all these runs",
         every_table(made),
         "### What the remedies bring",

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from prefopt.detectors.finding import FINE, Check, Level, Line, Run, State
+from prefopt.detectors.finding import FINE, Check, Level, Line, Run, State, rank
 from prefopt.detectors.hollow_margin import on_policy
 from prefopt.detectors.series import keep
 
@@ -39,6 +39,8 @@ class Drift:
     all_apart: float = 0.99
     # updates whose accuracy is averaged
     lines: int = 10
+    # the highest level that is said: on an unseen task 12 of 22 warnings were right (experiments/detectors)
+    most: Level = "info"
     needed: int = 1
     among: int = 1
 
@@ -63,7 +65,8 @@ class Drift:
         known = _by_heart(gap, by_heart) if harm is None else _by_reward(state, harm)
         if harm is None or level == "warn":  # near the start, where a gain is small too, both have to say so
             harm = by_heart and harm is not False
-        return self._check(level if harm else "info", rise, gap, known, state, line)
+        said = min(level, self.most, key=rank) if harm else "info"
+        return self._check(said, harm, rise, gap, known, state, line)
 
     def _harm(self, state: State, line: Line) -> bool | None:
         """Whether the policy's answers are no better than the start model's, or worse than they were; None: unknown."""
@@ -83,12 +86,14 @@ class Drift:
             return None
         return sum(trained) / len(trained) - held_out
 
-    def _check(self, level: Level, rise: float, gap: float | None, known: str, state: State, line: Line) -> Check:
+    def _check(
+        self, level: Level, harm: bool, rise: float, gap: float | None, known: str, state: State, line: Line
+    ) -> Check:
         start, good = state["start"], state.get("good", 0)
         return Check(
             level,
             rise,
-            self.sick if level == "sick" else self.warn,
+            self.sick if harm and rise >= self.sick else self.warn,
             f"drift: the start model's own answers to held-out prompts have become {rise:.2f} nats a token less likely "
             f"(from {start:.2f} to {start + rise:.2f}); {known}",
             f"{_REMEDY} (it was fine at step {good})",

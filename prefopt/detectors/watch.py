@@ -73,9 +73,9 @@ class Watch:
         self.findings = [Finding(**finding) for finding in state["findings"]]
 
     def _cause(self, name: str) -> Finding | None:
-        """A sick finding that lasts and of which this detector's are a consequence."""
+        """A sick finding of this run of which this detector's are a consequence, whether or not it is over."""
         causes = [self.find(cause) for cause in CAUSES.get(name, ())]
-        return next((one for one in causes if one is not None and one.lasts and one.level == "sick"), None)
+        return next((one for one in causes if one is not None and one.level == "sick"), None)
 
     def _count(self, detector: Detector, check: Check, step: int, follows: bool) -> None:
         votes = self.votes.setdefault(detector.name, [])

@@ -9,6 +9,7 @@ from prefopt.detectors import Run
 from prefopt.detectors.drift import Drift
 from prefopt.detectors.low_beta import LowBeta
 
+DRIFT = Drift(most="sick")  # so that its levels are seen
 DPO = Run("dpo", {"beta": 0.01, "epochs": 4.0})
 
 
@@ -17,25 +18,29 @@ def probe(*values: float) -> list:
 
 
 def test_a_rise_is_a_warning_and_then_sick() -> None:
-    warned = found(Drift(), probe(2.0, 2.2, 2.6), DPO)
+    warned = found(DRIFT, probe(2.0, 2.2, 2.6), DPO)
     assert warned is not None and (warned.level, warned.since, warned.step) == ("warn", 20, 20)
-    sick = found(Drift(), probe(2.0, 2.2, 2.6, 3.1), DPO)
+    sick = found(DRIFT, probe(2.0, 2.2, 2.6, 3.1), DPO)
     assert sick is not None and (sick.level, sick.since, sick.step) == ("sick", 20, 30)
     assert sick.value == pytest.approx(1.1) and sick.evidence["fine_at"] == 10
 
 
 def test_the_change_trains_online_where_there_is_a_reward_and_else_raises_beta() -> None:
-    assert found(Drift(), probe(2.0, 3.5), DPO).change == {"on_sick": "stop", "beta": 0.1, "epochs": 1.0}
-    assert found(Drift(), probe(2.0, 3.5), Run("dpo", {"beta": 0.1})).change == {"on_sick": "stop", "beta": 0.3}
-    judged = found(Drift(), probe(2.0, 3.5), Run("dpo", {"beta": 0.1, "probe_reward": "math"}))
+    assert found(DRIFT, probe(2.0, 3.5), DPO).change == {"on_sick": "stop", "beta": 0.1, "epochs": 1.0}
+    assert found(DRIFT, probe(2.0, 3.5), Run("dpo", {"beta": 0.1})).change == {"on_sick": "stop", "beta": 0.3}
+    judged = found(DRIFT, probe(2.0, 3.5), Run("dpo", {"beta": 0.1, "probe_reward": "math"}))
     assert judged.change == {"objective": "online_dpo", "reward": "math"} and "Label more pairs" in judged.remedy
     rate = Run("simpo", {"beta": 2.0, "learning_rate": 3e-7})
-    assert found(Drift(), probe(2.0, 3.5), rate).change["learning_rate"] == pytest.approx(1e-7)
+    assert found(DRIFT, probe(2.0, 3.5), rate).change["learning_rate"] == pytest.approx(1e-7)
+
+
+def test_it_is_a_note_as_it_comes() -> None:
+    assert found(Drift(), probe(2.0, 3.5), DPO).level == "info"
 
 
 def test_a_little_is_normal_and_a_high_level_is_not_a_rise() -> None:
-    assert found(Drift(), probe(2.0, 2.2, 2.3, 2.4), DPO) is None
-    assert found(Drift(), probe(5.0, 5.1, 4.9), DPO) is None
+    assert found(DRIFT, probe(2.0, 2.2, 2.3, 2.4), DPO) is None
+    assert found(DRIFT, probe(5.0, 5.1, 4.9), DPO) is None
 
 
 def compared(trained: float, held_out: float) -> list:
@@ -45,8 +50,8 @@ def compared(trained: float, held_out: float) -> list:
 
 
 def test_a_rise_is_a_note_where_held_out_rows_are_told_apart_as_well_as_trained_ones() -> None:
-    assert found(Drift(), compared(0.75, 0.72), DPO).level == "info"
-    by_heart = found(Drift(), compared(0.95, 0.72), DPO)
+    assert found(DRIFT, compared(0.75, 0.72), DPO).level == "info"
+    by_heart = found(DRIFT, compared(0.95, 0.72), DPO)
     assert by_heart.level == "sick" and by_heart.evidence["gap"] == pytest.approx(0.23)
 
 
@@ -61,25 +66,25 @@ def with_wins(*wins: float, rise: float = 1.5) -> list:
 
 def test_a_reward_says_whether_going_far_did_harm() -> None:
     # the error of a difference is (0.5 / 200) ** 0.5 = 0.05: a gain below 0.075, or a fall of more than 0.1
-    assert found(Drift(), with_wins(0.50, 0.60), DPO).level == "info"
-    none = found(Drift(), with_wins(0.50, 0.57), DPO)
+    assert found(DRIFT, with_wins(0.50, 0.60), DPO).level == "info"
+    none = found(DRIFT, with_wins(0.50, 0.57), DPO)
     assert none.level == "sick" and "57%" in none.reason and none.evidence["wins"] == [0.5, 0.57]
-    assert found(Drift(), with_wins(0.50, 0.80, 0.72), DPO).level == "info"
-    assert found(Drift(), with_wins(0.50, 0.80, 0.69), DPO).level == "sick"
-    assert found(Drift(), with_wins(0.95, 0.97), DPO).level == "info"  # nothing is left to gain
+    assert found(DRIFT, with_wins(0.50, 0.80, 0.72), DPO).level == "info"
+    assert found(DRIFT, with_wins(0.50, 0.80, 0.69), DPO).level == "sick"
+    assert found(DRIFT, with_wins(0.95, 0.97), DPO).level == "info"  # nothing is left to gain
     far = merged(updates(9, rewards__accuracies=0.75), [(at + 9, v) for at, v in with_wins(0.5, 0.5)])
     near = merged(updates(9, rewards__accuracies=0.75), [(at + 9, v) for at, v in with_wins(0.5, 0.5, rise=0.7)])
     for lines, level in ((far, "sick"), (near, "info")):  # near the start held-out rows have to say so too
-        assert found(Drift(), [(at, {**v, "eval/rewards/accuracies": 0.72}) for at, v in lines], DPO).level == level
+        assert found(DRIFT, [(at, {**v, "eval/rewards/accuracies": 0.72}) for at, v in lines], DPO).level == level
 
 
 def test_an_update_says_nothing_and_what_is_meant_to_leave_the_start_is_not_judged() -> None:
-    assert watched(Drift(), [(1, {"loss": 9.0, "nll": 9.0})], DPO).votes == {}
-    assert found(Drift(), probe(2.0, 4.0), Run("orpo")) is None
+    assert watched(DRIFT, [(1, {"loss": 9.0, "nll": 9.0})], DPO).votes == {}
+    assert found(DRIFT, probe(2.0, 4.0), Run("orpo")) is None
 
 
 def test_it_is_over_when_the_policy_is_back() -> None:
-    finding = watched(Drift(), probe(2.0, 3.5, 2.1), DPO).find("drift")
+    finding = watched(DRIFT, probe(2.0, 3.5, 2.1), DPO).find("drift")
     assert finding is not None and finding.recovered == 20
 
 

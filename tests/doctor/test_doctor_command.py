@@ -27,7 +27,7 @@ def finding(level: str = "sick", **more: object) -> Finding:
 def test_findings_are_said_with_value_threshold_steps_and_remedy(tmp_path, capsys):
     assert cli.main(["doctor", str(own_run(tmp_path / "run", DRIFT, RECIPE))]) == 0
     text = capsys.readouterr().out
-    assert "findings: 1 sick" in text and "[drift, step 20]" in text
+    assert "findings: 1 info" in text and "[drift, step 20]" in text
     assert "measured  1.4, threshold 1" in text and "from 2.00 to 3.40" in text and "fine_at 10" in text
     assert "recipe    on_sick=stop beta=0.1" in text
 

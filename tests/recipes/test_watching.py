@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from laws import save_model, write_rows
 
 import prefopt
-from prefopt import config, loop
+from prefopt import config, detectors, loop
 from prefopt.commands.train import train as command_train
 from prefopt.objectives import DPO, GRPO, KTO, ORPO, SFT
 from prefopt.recipes import train as recipe
@@ -37,6 +38,12 @@ never = function()
 @pytest.fixture
 def model_dir(tmp_path):
     return save_model(tmp_path / "model")
+
+
+@pytest.fixture
+def drift_counts(monkeypatch):
+    """Drift is no more than a note as it comes; here it is what makes a run sick."""
+    monkeypatch.setitem(detectors.EVERY, "drift", partial(detectors.EVERY["drift"], most="sick"))
 
 
 @pytest.fixture
@@ -95,6 +102,7 @@ def test_a_model_that_is_not_trained_does_not_drift(model_dir, pairs, tmp_path):
     assert result.summary["findings"] == []
 
 
+@pytest.mark.usefixtures("drift_counts")
 def test_drift_is_said_once_and_kept(model_dir, pairs, tmp_path, capsys):
     out = tmp_path / "run"
     result = run(DPO(), model_dir, pairs, out, **SICK)
@@ -107,6 +115,7 @@ def test_drift_is_said_once_and_kept(model_dir, pairs, tmp_path, capsys):
     assert result.summary["steps"] == 20 and result.summary["ended_at"] is None
 
 
+@pytest.mark.usefixtures("drift_counts")
 def test_on_sick_stop_ends_the_run_with_its_weights(model_dir, pairs, tmp_path, capsys):
     whole = run(DPO(), model_dir, pairs, tmp_path / "whole", **SICK)
     result = run(DPO(), model_dir, pairs, tmp_path / "run", **SICK, on_sick="stop")
@@ -121,6 +130,7 @@ def test_on_sick_stop_ends_the_run_with_its_weights(model_dir, pairs, tmp_path, 
     assert whole.summary["ended_at"] is None and (tmp_path / "run" / "model" / "config.json").exists()
 
 
+@pytest.mark.usefixtures("drift_counts")
 def test_on_sick_stop_ends_a_run_that_goes_on_from_where_it_was_found_sick(model_dir, pairs, tmp_path, monkeypatch):
     options = {**SICK, "on_sick": "stop", "save_every": 1}
     whole = run(DPO(), model_dir, pairs, tmp_path / "whole", **options)
@@ -137,6 +147,7 @@ def test_on_sick_stop_ends_a_run_that_goes_on_from_where_it_was_found_sick(model
     assert without(both[0]) == without(both[1]) and trained(tmp_path / "run") == trained(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("drift_counts")
 def test_on_sick_fix_trains_anew_with_what_mends_it(model_dir, pairs, tmp_path, capsys):
     out = tmp_path / "run"
     result = run(DPO(beta=0.01), model_dir, pairs, out, **SICK, on_sick="fix")
@@ -146,6 +157,7 @@ def test_on_sick_fix_trains_anew_with_what_mends_it(model_dir, pairs, tmp_path, 
     assert json.loads((out / "summary.json").read_text())["ended_at"] and "training anew" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("drift_counts")
 @pytest.mark.parametrize(("killed", "command"), [("before it begins", "the same"), ("in it", "--resume")])
 def test_on_sick_fix_goes_on_where_the_run_that_mends_was_killed(
     killed, command, model_dir, pairs, tmp_path, monkeypatch
