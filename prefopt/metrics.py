@@ -136,9 +136,8 @@ a larger `num_completions`, partial credit. At truly zero success only the first
 PROBE = """\
 Before training the start model answers up to 64 held-out prompts (`probe`), and every evaluation asks how likely the \
 policy finds these answers. As they were its own, the first value is about the entropy of the start model, and the \
-rise over it says how far the policy has left what it could say, whatever `beta` is: `prefopt doctor` and the log \
-call a rise of 0.5 nats a token drift and 1.0 sick. Those are starting points: a task that asks for another way of \
-answering needs more.
+rise over it says how far the policy has left what it could say, whatever `beta` is. A rise of 0.5 nats a token is \
+noted as drift. Going far is not the same as getting worse: a task may ask for another way of answering.
 
 In small runs with a known reward (DPO on 300 pairs, one seed) the true reward peaked at a rise of 1.5 to 3.2 nats a \
 token for beta 0.01, 0.1 and 1.0, and fell beyond it, while the loss on held-out pairs showed it near beta 0.1 alone.

@@ -52,13 +52,10 @@ def scale(updater: Updater, times: float) -> Updater:
 
 
 @pytest.mark.fault(14)
-def test_a_learning_rate_that_is_too_high_from_an_update_on_is_reported_at_the_next_evaluation(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_learning_rate_that_is_too_high_from_an_update_on_is_reported_at_the_next_evaluation(tmp_path, monkeypatch):
     at_updates(monkeypatch, lambda number, updater, step: replace(step, learning_rate=1.0) if number > 6 else step)
     seen = found(tmp_path, DPO(), "drift", max_steps=10, eval_every=4)
-    assert seen[0]["step"] == 8 and seen[-1]["level"] == "sick"
-    assert "drift: the start model's own answers" in capsys.readouterr().err
+    assert seen[0]["step"] == 8 and seen[0]["reason"].startswith("drift: the start model's own answers")
 
 
 @pytest.mark.fault(14)
