@@ -38,7 +38,7 @@ from prefopt.objectives import EVERY
 from prefopt.records import Example, write_json
 
 HERE = Path(__file__).resolve().parent
-SEEDS = (0, 1, 2)
+SEEDS = tuple(range(7))
 STEPS = 100
 PRICE = 0.4  # standard deviations of reward for a nat, as in experiments/objectives
 CHECK_PRICE = 0.1  # of a share of solved answers

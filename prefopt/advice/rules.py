@@ -233,7 +233,7 @@ RULES: tuple[Rule, ...] = (
         6,
         lambda case: (
             f"about {case.data.noise:.0%} of labels are wrong, more than people's differences explain, and its loss "
-            "can allow for that (loss_type=robust): more than twice what label_smoothing alone earned"
+            "can allow for that (loss_type=robust): twice what label_smoothing alone earned"
         ),
         "measured here",
         f"{ADVICE}, arXiv:2403.00409",
