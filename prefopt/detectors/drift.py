@@ -110,7 +110,7 @@ class Drift:
 
 _REMEDY = (
     "Label more pairs of the start model's own answers (prefopt sample --as pairs), or train online with what labels "
-    "them; a larger beta, fewer epochs and on_sick=stop limit the harm and do not make up for too few pairs"
+    "them; a larger beta and fewer epochs limit the harm and do not make up for too few pairs"
 )
 
 
@@ -132,9 +132,9 @@ def _by_reward(state: State, harm: bool) -> str:
 
 
 def restrained(run: Run) -> dict[str, Any]:
-    """Options that keep a policy nearer to its reference: a larger beta, an end at the next such finding."""
+    """Options that keep a policy nearer to its reference: a larger beta, one epoch."""
     beta, rate = run.number("beta"), run.number("learning_rate")
-    change: dict[str, Any] = {"on_sick": "stop"}
+    change: dict[str, Any] = {}
     if beta is not None and beta < 1:
         change["beta"] = 0.1 if beta < 0.03 else round(min(3 * beta, 1.0), 6)
     elif rate is not None:

@@ -26,8 +26,8 @@ def test_a_rise_is_a_warning_and_then_sick() -> None:
 
 
 def test_the_change_trains_online_where_there_is_a_reward_and_else_raises_beta() -> None:
-    assert found(DRIFT, probe(2.0, 3.5), DPO).change == {"on_sick": "stop", "beta": 0.1, "epochs": 1.0}
-    assert found(DRIFT, probe(2.0, 3.5), Run("dpo", {"beta": 0.1})).change == {"on_sick": "stop", "beta": 0.3}
+    assert found(DRIFT, probe(2.0, 3.5), DPO).change == {"beta": 0.1, "epochs": 1.0}
+    assert found(DRIFT, probe(2.0, 3.5), Run("dpo", {"beta": 0.1})).change == {"beta": 0.3}
     judged = found(DRIFT, probe(2.0, 3.5), Run("dpo", {"beta": 0.1, "probe_reward": "math"}))
     assert judged.change == {"objective": "online_dpo", "reward": "math"} and "Label more pairs" in judged.remedy
     rate = Run("simpo", {"beta": 2.0, "learning_rate": 3e-7})

@@ -109,7 +109,7 @@ def test_drift_is_said_once_and_kept(model_dir, pairs, tmp_path, capsys):
     [finding] = [one for one in result.summary["findings"] if one["name"] == "drift"]
     assert finding["level"] == "sick" and finding["value"] > 1 and finding["recovered"] is None
     said = capsys.readouterr().err
-    assert said.count("sick: drift") == 1 and "on_sick=stop" in said
+    assert said.count("sick: drift") == 1 and "Label more pairs" in said
     kept = [one["level"] for one in lines(out, "findings.jsonl") if one["name"] == "drift"]
     assert [level for level in kept if level != "info"] in (["sick"], ["warn", "sick"])
     assert result.summary["steps"] == 20 and result.summary["ended_at"] is None
@@ -230,6 +230,63 @@ def test_wins_are_over_the_answers_of_the_rows_and_go_on_after_a_kill(model_dir,
     kept = [lines(tmp_path / name, "metrics.jsonl") for name in ("whole", "run")]
     assert without(kept[0]) == without(kept[1])
     assert whole.summary["start"]["eval/probe_compared"] == whole.summary["end"]["eval/probe_compared"]
+
+
+def length_reward(folder: Path, words: str = "") -> str:
+    """How long an answer is; words: lines that come first."""
+    (folder / "length.py").write_text(
+        f"def length(completions, **columns):\n    {words or 'pass'}\n    return [float(len(x)) for x in completions]\n"
+    )
+    return f"{folder / 'length.py'}:length"
+
+
+@pytest.mark.parametrize("then", [{}, {"probe": 4}])
+def test_wins_are_left_out_where_a_run_goes_on_with_other_prompts_or_another_reward(
+    then, model_dir, pairs, tmp_path, monkeypatch
+):
+    reward = length_reward(tmp_path)
+    options = {"max_steps": 2, "eval_every": 1, "save_every": 1, "save_async": False, "probe_tokens": 4}
+    with monkeypatch.context() as patched, pytest.raises(Stop):
+        patched.setattr(watching.Watching, "listen", stopping(watching.Watching.listen, 2))
+        run(DPO(), model_dir, pairs, tmp_path / "run", **options, **({"probe_reward": reward} if then else {}))
+    result = run(DPO(), model_dir, pairs, tmp_path / "run", **options, **then, probe_reward=reward, allow_inexact=True)
+    assert result.summary["resumed_at"]
+    found = {line["step"]: line for line in lines(tmp_path / "run", "metrics.jsonl") if "eval/probe_nll" in line}
+    assert "eval/probe_wins" not in found[2] and ("eval/probe_wins" in found[0]) == bool(then)
+
+
+def test_a_run_does_not_go_on_with_a_probe_reward_that_was_changed(model_dir, pairs, tmp_path, monkeypatch):
+    options = {"max_steps": 2, "save_every": 1, "save_async": False, "probe": 2, "probe_tokens": 2}
+    with monkeypatch.context() as patched, pytest.raises(Stop):
+        patched.setattr(watching.Watching, "listen", stopping(watching.Watching.listen, 2))
+        run(DPO(), model_dir, pairs, tmp_path / "run", **options, probe_reward=length_reward(tmp_path))
+    with pytest.raises(InputError, match=r"reward 1 length.py:length: '\w+' then, '\w+' now"):
+        run(DPO(), model_dir, pairs, tmp_path / "run", **options, probe_reward=length_reward(tmp_path, "1 + 1"))
+
+
+def test_a_reward_that_fails_at_an_evaluation_does_not_end_the_run(model_dir, pairs, tmp_path, capsys):
+    reward = length_reward(tmp_path, "if __import__('pathlib').Path(__file__ + '.down').exists(): raise OSError")
+
+    class Down(watching.Probe):
+        def _wins(self) -> dict[str, float]:
+            (tmp_path / "length.py.down").touch()
+            return super()._wins()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(watching, "Probe", Down)
+        result = run(DPO(), model_dir, pairs, tmp_path / "run", max_steps=1, probe=2, probe_reward=reward)
+    assert (tmp_path / "run" / "summary.json").exists() and "eval/probe_nll" in result.summary["end"]
+    assert "eval/probe_wins" not in result.summary["end"]
+    assert "probe: the policy's answers could not be compared: " in capsys.readouterr().err
+
+
+def test_the_rows_answers_are_cut_where_the_policys_are(model_dir, pairs, tmp_path):
+    """Else a model loses to rows that it wrote itself wherever the end decides."""
+    said = tmp_path / "said.jsonl"
+    reward = length_reward(tmp_path, f"open({str(said)!r}, 'a').write(repr([len(x.split()) for x in completions]))")
+    run(DPO(), model_dir, pairs, tmp_path / "run", max_steps=1, probe=2, probe_tokens=1, probe_reward=reward)
+    counts = [int(number) for part in said.read_text().split("]")[:-1] for number in part.strip("[").split(",")]
+    assert counts and max(counts) <= 1
 
 
 def test_every_objective_on_pairs_and_labels_has_a_probe_and_others_none(model_dir, tmp_path, capsys):
