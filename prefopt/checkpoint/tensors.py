@@ -80,7 +80,9 @@ def _parts(tensors: Mapping[str, Tensor]) -> list[memoryview]:
         begin = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    views = [tensors[name].reshape(-1).view(torch.uint8).numpy().data for name in names]
+    # one number alone may keep the stride of what it was cut from, and could not be seen as bytes
+    flat = [tensors[name].as_strided((tensors[name].numel(),), (1,)) for name in names]
+    views = [x.view(torch.uint8).numpy().data for x in flat]
     return [memoryview(struct.pack("<Q", len(text)) + text), *views]
 
 

@@ -199,3 +199,11 @@ def test_values_are_plain_json_and_hold_no_code(tmp_path):
         raise AssertionError(f"{name} is no JSON")
 
     assert json.loads((tmp_path / "state.json").read_text(), parse_constant=refuse)["a"]
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_one_number_with_the_stride_of_what_it_was_cut_from_comes_back(copy, tmp_path):
+    one = torch.arange(6.0).view(1, 6)[:, 3]
+    assert one.stride() == (6,)
+    Tree([one], copy=copy).write(tmp_path, "own")
+    assert torch.equal(read(tmp_path, "own")[0], one)
