@@ -147,7 +147,8 @@ the worst are a pair. Training pairs that are told apart by something other than
 to 0.60 on such pairs, 0.71 to 0.76 on good ones (14 small runs each).
 
 `eval/probe_wins`, with the same reward, says whether answers get better: at each evaluation the policy answers the \
-prompts anew, and each answer is compared with those of the held-out row."""
+prompts anew, and each answer is compared with those of the held-out row, cut to `probe_tokens` like \
+it."""
 
 METRICS: dict[str, Metric] = {
     "loss": Metric("the objective, averaged over its items in the step", "nats", "falls, then flattens", "lower", LOSS),

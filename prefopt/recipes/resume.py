@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,8 +75,8 @@ class RunState:
         random = state.pop("random")
         if world != ranks.world() and state["source"].get("buffer"):
             state["source"]["buffer"] = None
-        if ranks.rank() >= world and "rewards" in state:
-            state["rewards"] = {}  # they are added up in the end, and these are another process's
+        if world != ranks.world() and "rewards" in state:  # they are added up in the end, so each count has one owner
+            state["rewards"] = _counted(checkpoint.path, range(ranks.rank(), world, ranks.world()))
         if state.keys() != self.parts.keys():
             different = ", ".join(sorted(state.keys() ^ self.parts.keys()))
             raise InputError(f"{checkpoint.path}: was written by another kind of run ({different})")
@@ -83,6 +84,15 @@ class RunState:
             part.load_state_dict(state[name])
         if world == ranks.world():
             restore_random(random)
+
+
+def _counted(path: Path, those: Iterable[int]) -> dict[str, Counter[str]]:
+    """What became of the reward's samples of so many processes together: name -> kind -> number."""
+    found: dict[str, Counter[str]] = {}
+    for rank in those:
+        for name, counts in read(path, f"rank-{rank}")["rewards"].items():
+            found.setdefault(name, Counter()).update(counts)
+    return found
 
 
 def find(out: Path) -> tuple[Checkpoint | None, list[Skipped]]:
@@ -233,6 +243,8 @@ class Earlier:
         """InputError where the rows, or a reward's file, are not those that the run began with."""
         data = {"data": plan.data, "eval_data": plan.held_out, "easier_data": plan.easier}
         names = self.settings["reward"].names if "reward" in self.settings else []
+        if "probe" in self.settings and self.settings["probe"].probe_reward:  # evaluations ask it again
+            names = [*names, self.settings["probe"].probe_reward]
         self._same("contents", contents(data, names))
 
     def compare_weights(self, actor: Any, reference: Any) -> None:

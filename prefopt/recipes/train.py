@@ -30,7 +30,7 @@ from prefopt.models.sharding import shard
 from prefopt.objectives.facts import extras, fitted, needs_reference, settled
 from prefopt.recipes import online
 from prefopt.recipes.card import write_card, written_text
-from prefopt.recipes.folder import Finished, clear, closed_to_others, holds_run, prepare, remove_state
+from prefopt.recipes.folder import FIXED, Finished, clear, closed_to_others, holds_run, prepare, remove_state
 from prefopt.recipes.journal import Journal, progress
 from prefopt.recipes.results import Best, save, save_critic, with_a_better_way
 from prefopt.recipes.resume import Earlier
@@ -172,6 +172,8 @@ def train(*, objective: Any, **options: Any) -> Result:
             mending = _unmended(objective, options, out) if fixes else []
             if not mending:
                 raise
+        if mending:
+            _say(f"on_sick=fix: training anew in {out / FIXED}")
         for made, changed in mending:  # in folders of their own
             result = train(objective=made, **changed)
     return result

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from prefopt import config, detectors, ranks
+from prefopt import config, detectors, ranks, streams
 from prefopt.batch import Batch
 from prefopt.data import Dataset
 from prefopt.detectors import Finding, Run, WatchOptions
@@ -166,7 +166,6 @@ def fixed(
     except InputError as error:
         say(f"on_sick=fix: {error}")
         return []
-    say(f"on_sick=fix: training anew in {out / FIXED}")
     recipes[-1]["out"] = str(out / FIXED)
     return [_made({**recipe, "on_sick": "warn"}) for recipe in recipes]
 
@@ -188,7 +187,7 @@ class Probe:
 
     examples: one answer to each prompt. pairs: a better and a worse one, of those that a reward tells apart; base: log-
     prob of each of their completions under the start model, nats. finished: share of the answers that ended.
-    given: the reward of the rows' own answers to each prompt.
+    given: the reward of the rows' own answers to each prompt, as much of them as the policy may write.
     """
 
     def __init__(self, policy: Any, options: ProbeOptions, settings: Mapping[str, Any], held_out: Dataset) -> None:
@@ -252,7 +251,8 @@ class Probe:
 
     def _compared(self, drawn: Sequence[Sequence[Completion]]) -> tuple[list[Example], list[list[float]]]:
         """For each prompt the best and the worst answer by the reward, where they differ; and the rows' rewards."""
-        rows = [[Completion(list(own), [], True) for own in example.completions] for _, example in self.asked]
+        most = self.options.probe_tokens  # as of the policy's answers: one that is cut off would lose for that alone
+        rows = [[Completion(own[:most], [], len(own) <= most) for own in row.completions] for _, row in self.asked]
         scored = self._scored([[*own, *row] for own, row in zip(drawn, rows, strict=True)])
         pairs = []
         for (prompt, _), own, values in zip(self.asked, drawn, scored, strict=True):
@@ -265,11 +265,13 @@ class Probe:
 
     def _wins(self) -> dict[str, float]:
         """How often the policy's answers, drawn anew, are better than the rows' own; as good counts half."""
-        if self.options.probe_reward is None or not self.asked or self.settings["model"].shard:
+        if self.options.probe_reward is None or not self.given or self.settings["model"].shard:
             return {}  # weights that are split over processes cannot be sampled from here
         if self.tokenizer is None:  # a run that goes on from a checkpoint
             self.tokenizer = load_tokenizer(tokenizer_source(self.settings["run"].model), self.settings["model"])
-        scored = ranks.from_main(self._scored(self._sampled(1)) if ranks.is_main() else [])
+        scored = ranks.from_main(self._anew() if ranks.is_main() else [])
+        if scored is None:
+            return {}
         shares = [
             sum((own[0] > value) + (own[0] == value) / 2 for value in given) / len(given)
             for own, given in zip(scored, self.given, strict=True)
@@ -279,6 +281,14 @@ class Probe:
             return {}
         return {"eval/probe_wins": sum(shares) / len(shares), "eval/probe_compared": float(len(shares))}
 
+    def _anew(self) -> list[list[float | None]] | None:
+        """Rewards of an answer to each prompt; None where the reward failed, which must not end the training."""
+        try:
+            return self._scored(self._sampled(1))
+        except InputError as error:
+            streams.note(f"probe: the policy's answers could not be compared: {error}")
+            return None
+
     def state_dict(self) -> dict[str, Any]:
         examples = [vars(example) for example in self.examples]
         return {
@@ -287,13 +297,17 @@ class Probe:
             "base": list(self.base),
             "finished": self.finished,
             "given": [list(own) for own in self.given],
+            "reward": self.options.probe_reward,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.examples = [Example(**one) for one in state["examples"]]
         self.pairs = [Example(**one) for one in state["pairs"]]
         self.base, self.finished = list(state["base"]), state["finished"]
-        self.given = [list(own) for own in state["given"]]
+        # other prompts or another reward, as allow_inexact may bring: there is nothing to compare with
+        prompts = [list(prompt.tokens) for prompt, _ in self.asked]
+        same = prompts == [one.prompt for one in self.examples] and state["reward"] == self.options.probe_reward
+        self.given = [list(own) for own in state["given"]] if same else []
 
 
 def probe_for(policy: Any, settings: Mapping[str, Any], held_out: Dataset | None) -> Probe | None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,12 @@ import torch
 from laws import save_model, write_rows
 
 import prefopt
-from prefopt import loop
+from prefopt import loop, ranks
+from prefopt.checkpoint import Checkpoint
+from prefopt.checkpoint.tree import Tree, state_of_random
 from prefopt.objectives import EVERY
 from prefopt.optimizer import Updater
+from prefopt.recipes.resume import RunState
 from prefopt.recipes.signals import Paused
 from prefopt.records import InputError, Sample, Score
 
@@ -197,3 +201,19 @@ def test_a_checkpoint_of_the_last_update_needs_no_other_one(folder, stops, tmp_p
         train(folder, tmp_path / "stopped", "dpo")
     train(folder, tmp_path / "stopped", "dpo")
     equal(left(tmp_path / "stopped"), left(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(("now", "wanted"), [(1, [7]), (2, [5, 2]), (4, [1, 2, 4, 0])])
+def test_each_sample_of_a_reward_is_counted_once_by_any_number_of_processes(now, wanted, tmp_path, monkeypatch):
+    for rank, count in enumerate((1, 2, 4)):
+        own = {"source": {}, "rewards": {"mine": {"scored": count}}, "updater": None, "random": state_of_random()}
+        Tree({**own, "updater": {}} if rank == 0 else own, copy=False).write(tmp_path, f"rank-{rank}")
+    checkpoint = Checkpoint(tmp_path, 5, {"surroundings": {"processes": 3}, "options": {"shard": False}})
+    updater: Any = SimpleNamespace(sharded=False, load_state_dict=lambda state: None)
+    monkeypatch.setattr(ranks, "world", lambda: now)
+    found = []
+    for rank in range(now):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        reward, source = SimpleNamespace(load_state_dict=found.append), SimpleNamespace(load_state_dict=lambda x: None)
+        RunState(updater, {"source": source, "rewards": reward}).restore(checkpoint)  # type: ignore[dict-item]
+    assert [counts.get("mine", {}).get("scored", 0) for counts in found] == wanted
