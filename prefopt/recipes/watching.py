@@ -265,29 +265,27 @@ class Probe:
 
     def _wins(self) -> dict[str, float]:
         """How often the policy's answers, drawn anew, are better than the rows' own; as good counts half."""
-        if self.options.probe_reward is None or not self.given or self.settings["model"].shard:
+        if self.options.probe_reward is None or not self.asked or self.settings["model"].shard:
             return {}  # weights that are split over processes cannot be sampled from here
         if self.tokenizer is None:  # a run that goes on from a checkpoint
             self.tokenizer = load_tokenizer(tokenizer_source(self.settings["run"].model), self.settings["model"])
-        scored = ranks.from_main(self._anew() if ranks.is_main() else [])
-        if scored is None:
-            return {}
+        scored = ranks.from_main(self._anew() if ranks.is_main() and self.given else [])
         shares = [
             sum((own[0] > value) + (own[0] == value) / 2 for value in given) / len(given)
-            for own, given in zip(scored, self.given, strict=True)
+            for own, given in zip(scored, self.given if scored else [], strict=True)
             if own[0] is not None and given
         ]
-        if not shares:
-            return {}
-        return {"eval/probe_wins": sum(shares) / len(shares), "eval/probe_compared": float(len(shares))}
+        # said where nothing could be compared too, or that of an earlier evaluation would stand for it
+        wins = sum(shares) / len(shares) if shares else math.nan
+        return {"eval/probe_wins": wins, "eval/probe_compared": float(len(shares))}
 
-    def _anew(self) -> list[list[float | None]] | None:
-        """Rewards of an answer to each prompt; None where the reward failed, which must not end the training."""
+    def _anew(self) -> list[list[float | None]]:
+        """Rewards of an answer to each prompt; none where the reward failed, which must not end the training."""
         try:
             return self._scored(self._sampled(1))
         except InputError as error:
             streams.note(f"probe: the policy's answers could not be compared: {error}")
-            return None
+            return []
 
     def state_dict(self) -> dict[str, Any]:
         examples = [vars(example) for example in self.examples]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from functools import partial
 from pathlib import Path
@@ -241,7 +242,7 @@ def length_reward(folder: Path, words: str = "") -> str:
 
 
 @pytest.mark.parametrize("then", [{}, {"probe": 4}])
-def test_wins_are_left_out_where_a_run_goes_on_with_other_prompts_or_another_reward(
+def test_wins_are_unknown_where_a_run_goes_on_with_other_prompts_or_another_reward(
     then, model_dir, pairs, tmp_path, monkeypatch
 ):
     reward = length_reward(tmp_path)
@@ -252,7 +253,7 @@ def test_wins_are_left_out_where_a_run_goes_on_with_other_prompts_or_another_rew
     result = run(DPO(), model_dir, pairs, tmp_path / "run", **options, **then, probe_reward=reward, allow_inexact=True)
     assert result.summary["resumed_at"]
     found = {line["step"]: line for line in lines(tmp_path / "run", "metrics.jsonl") if "eval/probe_nll" in line}
-    assert "eval/probe_wins" not in found[2] and ("eval/probe_wins" in found[0]) == bool(then)
+    assert found[2]["eval/probe_wins"] is None and ("eval/probe_wins" in found[0]) == bool(then)
 
 
 def test_a_run_does_not_go_on_with_a_probe_reward_that_was_changed(model_dir, pairs, tmp_path, monkeypatch):
@@ -269,14 +270,15 @@ def test_a_reward_that_fails_at_an_evaluation_does_not_end_the_run(model_dir, pa
 
     class Down(watching.Probe):
         def _wins(self) -> dict[str, float]:
+            found = super()._wins()
             (tmp_path / "length.py.down").touch()
-            return super()._wins()
+            return found
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(watching, "Probe", Down)
         result = run(DPO(), model_dir, pairs, tmp_path / "run", max_steps=1, probe=2, probe_reward=reward)
     assert (tmp_path / "run" / "summary.json").exists() and "eval/probe_nll" in result.summary["end"]
-    assert "eval/probe_wins" not in result.summary["end"]
+    assert result.summary["start"]["eval/probe_compared"] == 2 and math.isnan(result.summary["end"]["eval/probe_wins"])
     assert "probe: the policy's answers could not be compared: " in capsys.readouterr().err
 
 
