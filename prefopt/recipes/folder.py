@@ -132,6 +132,7 @@ def prepare(settings: Mapping[str, Any], stack: contextlib.ExitStack) -> Path:
             sweep(out / CHECKPOINTS)
             if (out / "summary.json").exists() and not run.overwrite:
                 finished = _asked_before(out, settings)
+            if finished:  # else it may be anybody's
                 remove_state(out)
         except InputError as error:
             problem = problem or str(error)

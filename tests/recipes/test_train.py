@@ -410,6 +410,17 @@ def test_what_a_run_killed_after_its_summary_left_is_removed(command, model_dir,
     assert (out / "summary.json").exists() and (out / "model" / "config.json").exists()
 
 
+def test_what_is_refused_removes_nothing_of_another_run(model_dir, pairs, tmp_path, nothing_loads):
+    others = [tmp_path / "run" / folder / "weights" for folder in ("checkpoints", "best", "fixed")]
+    for path in others:
+        path.parent.mkdir(parents=True)
+        path.write_text("theirs")
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    with pytest.raises(InputError, match="already holds a run"):
+        run(DPO(), model_dir, pairs, tmp_path / "run")
+    assert all(path.exists() for path in others)
+
+
 def test_what_a_killed_run_was_writing_or_removing_is_swept_when_it_goes_on(model_dir, pairs, tmp_path):
     kept = tmp_path / "run" / "checkpoints"
     for name in (".removed-step-00000001", ".writing-00000003-7-7-0", "step-00000002"):
