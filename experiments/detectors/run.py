@@ -156,7 +156,10 @@ def remedies(spec: Spec, finding: Finding) -> dict[str, Spec]:
             "online_dpo, same judge": replace(more, objective="online_dpo", rows="", size=0, noisy=True),
         }
     if spec.failure == "orpo":
-        return {"sft first": replace(spec, intent="remedy", first=spec.steps)}
+        return {
+            "sft first, on its own rows": replace(spec, intent="remedy", first=spec.steps),
+            "sft first, on 3,000 answers": replace(spec, intent="remedy", first=200, taught=3000),
+        }
     return {
         "start that solves some": replace(spec, intent="remedy", first=40, size=200),
         "partial credit": replace(spec, intent="remedy", partial=True),
@@ -306,7 +309,10 @@ def with_twins(specs: Sequence[Spec]) -> list[Spec]:
 
 
 def mended(specs: Sequence[Spec], out: Path, jobs: int, most: int) -> list[dict[str, Any]]:
-    """Sick runs that their failure's own detector found, with what its remedy brings; the first `most` of each task."""
+    """Sick runs that their failure's own detector found, with what its remedy brings; the first `most` of each task.
+
+    jobs: 0 for the remedies that are there.
+    """
     todo: list[tuple[Spec, str, Spec]] = []
     for spec in specs:
         own, other = kept(spec, out), twin_of(spec)
@@ -317,7 +323,8 @@ def mended(specs: Sequence[Spec], out: Path, jobs: int, most: int) -> list[dict[
         taken = {each.name for each, _, _ in todo if (each.failure, each.kind) == (spec.failure, spec.kind)}
         if finding is not None and len(taken) < most:
             todo += [(spec, name, each) for name, each in remedies(spec, finding).items()]
-    run_all([each for _, _, each in todo], out, jobs)
+    if jobs:
+        run_all([each for _, _, each in todo], out, jobs)
     found = [_mended(spec, name, ending(each, out), specs, out) for spec, name, each in todo if kept(each, out)]
     for spec in {spec.name: spec for spec, _, _ in todo if spec.failure == "drift"}.values():
         found += [_mended(spec, name, point, specs, out) for name, point in best_points(spec, out).items()]
@@ -375,9 +382,10 @@ def calibrate(out: Path) -> dict[str, Any]:
         specs = with_twins(plan(CALIBRATION, [failure]))
         known = [(kept(s, out), twin) for s in specs if (twin := kept(t, out) if (t := twin_of(s)) else None) or not t]
         there = [(own, sick(own, twin)) for own, twin in known if own is not None]
+        plain = next(one for one in every_level() if one.name == name)
         rows = []
         for settings in combinations(GRIDS[name]):
-            detector = detectors.EVERY[name](**settings)
+            detector = replace(plain, **settings)
             levels = [(said(own, [detector]).get(name, {}), bad) for own, bad in there]
             row = {"settings": settings}
             for level in ("warn", "sick"):
@@ -409,7 +417,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
     parser.add_argument("--docs", type=Path, default=DOCS, help="page whose tables are written anew")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
-    parser.add_argument("--remedies", type=int, default=8, help="sick runs of a failure and task to try the remedy on")
+    parser.add_argument("--remedies", type=int, default=6, help="sick runs of a failure and task to try the remedy on")
     parser.add_argument("--failures", nargs="+", choices=NAMED, default=list(NAMED))
     parser.add_argument("--kinds", nargs="+", choices=tasks.KINDS, default=list(tasks.KINDS))
     parser.add_argument("--calibrate", action="store_true", help="thresholds, from the calibration tasks")
@@ -426,7 +434,7 @@ def main() -> None:
         run_all(specs, given.out, given.jobs)
     if given.train:
         return
-    healed = mended(specs, given.out, given.jobs, given.remedies)
+    healed = mended(specs, given.out, 0 if given.report else given.jobs, given.remedies)
     made = tables.report(collected(specs, given.out), healed, {"calibration": CALIBRATION, "unseen": UNSEEN}, NAMED)
     write_json(given.results, made)
     tables.write(given.docs, made)

@@ -50,7 +50,7 @@ class Spec:
     failure: what is looked for. intent: what it was made to be, sick, healthy or hard; what it became is for its gold
     to say. rows: kind of rows; size: how many. start: as `tasks.task` has it. first: updates of SFT on the rows' chosen
     answers before. partial: a checker pays for a part of an answer too. noisy: rewards of online training as the judge
-    of the pairs sees them.
+    of the pairs sees them. taught: rows of that SFT, where they are others and more.
     """
 
     failure: str
@@ -69,13 +69,14 @@ class Spec:
     first: int = 0
     partial: bool = False
     noisy: bool = False
+    taught: int = 0
 
     @property
     def name(self) -> str:
         options = [f"{key}{value:g}" for key, value in self.options.items()]
         numbers = [f"n{self.size}", f"s{self.steps}", f"r{self.rate:g}", f"c{self.chance:g}", f"f{self.first}"]
         words = [self.failure, self.intent, self.kind, self.seed, self.objective, *options, self.rows, *numbers]
-        kinds = [kind for kind in ("partial", "noisy") if getattr(self, kind)]
+        kinds = [kind for kind in ("partial", "noisy") if getattr(self, kind)] + [f"t{self.taught}"] * (self.taught > 0)
         return "-".join(map(str, [*words, self.start, *kinds]))
 
     @property
@@ -374,13 +375,14 @@ def _fine_tune(policy: Any, spec: Spec, task: tasks.Task) -> None:
     if spec.online:
         allowed = task.right.double() * task.world.reference.exp()
         random_ = torch.Generator().manual_seed(spec.seed)
-        prompts = torch.randint(len(allowed), (spec.size,), generator=random_)
+        there = (allowed.sum(1) > 0).nonzero()[:, 0]  # prompts to which an answer is accepted
+        prompts = there[torch.randint(len(there), (spec.size,), generator=random_)]
         numbers = torch.multinomial(allowed[prompts], 1, generator=random_)[:, 0]
         pairs_ = [(task.world.space.prompts[p].tolist(), task.world.space.completion(n))
                   for p, n in zip(prompts.tolist(), numbers.tolist(), strict=True)]  # fmt: skip
     else:
         pairs_ = [(row.prompt, row.completions[0 if row.scores[0] > row.scores[1] else 1])
-                  for row in rows(task, spec.rows, spec.size, spec.seed + 1)]  # fmt: skip
+                  for row in rows(task, spec.rows, spec.taught or spec.size, spec.seed + 1)]  # fmt: skip
     examples = [Example(prompt, [own], [1.0], [[True] * len(own)]) for prompt, own in pairs_]
     source = Offline(
         examples, spec.batch, epochs=math.ceil(spec.first * spec.batch / len(examples)) + 1, seed=spec.seed

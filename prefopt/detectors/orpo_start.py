@@ -135,7 +135,10 @@ class OrpoStart:
         )
 
 
-_REMEDY = "Fine-tune on the chosen answers first and begin ORPO from that, or give many more rows"
+_REMEDY = (
+    "Fine-tune on thousands of such answers first, not on these rows alone where they are few, and begin ORPO from "
+    "that, or give many more rows"
+)
 
 
 def _rows(line: Line) -> str:
