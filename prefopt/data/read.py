@@ -329,7 +329,7 @@ def _parquet(path: Path) -> Iterator[Row | RowError]:
                     yield Row(f"{path}:{number}", values)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # names and dates that are none
         raise InputError(
-            f"{path}: not a whole Parquet file ({str(error).splitlines()[0]}); write or copy it again"
+            f"{path}: not a whole Parquet file ({(str(error) or type(error).__name__).splitlines()[0]}); write or copy it again"
         ) from None
 
 

@@ -17,6 +17,7 @@ import torch
 from prefopt import config, preflight, ranks, streams
 from prefopt.batch import Batch
 from prefopt.budget import Budget, memory_advice
+from prefopt.checkpoint.commit import sync
 from prefopt.data import DataOptions, Dataset, load, split, template_text
 from prefopt.data.source import steps_per_epoch
 from prefopt.loop import LoopOptions, Models, budget_for
@@ -393,9 +394,12 @@ def _publish(result: Result, plan: Plan, settings: dict[str, Any], tokenizer: An
     run: RunOptions = settings["run"]
     if ranks.is_main():
         text = written_text(plan.objective.facts.head, plan.data, tokenizer)
+        summary = result.model_dir.parent / "summary.json"
         try:
             write_card(result.model_dir, plan.objective, settings, result.summary, text)
-            write_json(result.model_dir.parent / "summary.json", result.summary)  # last: it says that the run is done
+            write_json(summary, result.summary)  # last: it says that the run is done
+            sync(summary)  # before its checkpoints go
+            sync(summary.parent)
         except OSError as error:
             raise InputError(
                 f"{result.model_dir.parent}: cannot write there ({error.strerror}); the model is there, its card and "
