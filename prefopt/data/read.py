@@ -328,9 +328,8 @@ def _parquet(path: Path) -> Iterator[Row | RowError]:
                     number += 1
                     yield Row(f"{path}:{number}", values)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # names and dates that are none
-        raise InputError(
-            f"{path}: not a whole Parquet file ({(str(error) or type(error).__name__).splitlines()[0]}); write or copy it again"
-        ) from None
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: not a whole Parquet file ({why}); write or copy it again") from None
 
 
 def _directory(path: Path, split: str | None) -> Iterator[Row | RowError]:
