@@ -1,11 +1,12 @@
 """What a checkpoint costs: beside writing the same bytes with safetensors, and training while one is written.
 
 `make bench-saving`. The state is a run's: float32 masters and both moments of AdamW, 12 bytes a parameter, with every
-generator of random numbers. In turns, each into files of its own and with the disk's queue emptied before: a checkpoint
-as a run saves it with save_async=false (synced, hashed, committed; the one before it goes in the background), the same tensors with
-`safetensors.torch.save_file` and an fsync, and these without the fsync, which says when the system has the bytes and
-not when the disk has them. A ratio is the median over rounds of a round's own. Then the asynchronous way: how long
-training stands still, which is the copy of the state, and how much slower updates are while the copy goes to the disk.
+generator of random numbers. In turns, each into files of its own and with the disk's queue emptied before: a
+checkpoint as a run saves it with save_async=false (synced, hashed, committed; the one before it goes in the
+background), the same tensors with `safetensors.torch.save_file` and an fsync, and these without the fsync, which says
+when the system has the bytes and not when the disk has them. A ratio is the median over rounds of a round's own. Then
+the asynchronous way: how long training stands still, which is the copy of the state, and how much slower updates are
+while the copy goes to the disk.
 """
 
 from __future__ import annotations
