@@ -127,7 +127,8 @@ def test_a_process_that_hangs_is_waited_for_no_longer_than_was_asked_for(groups)
     out, at = groups.folder / "hangs", {"moment": "before update", "number": 3, "ranks": [1]}
     ended = groups.run("sft", out, {**SAVING, "max_wait_minutes": 0.05}, sent=signal.SIGSTOP, **at)
     assert ended.codes[0] == 1
-    assert "process 0 of 2 waited in vain for the others in update (loop.py:" in ended.said[0]
+    # in `train`: what these tests put around an update waits first
+    assert "process 0 of 2 waited in vain for the others in train (loop.py:" in ended.said[0]
 
 
 @pytest.mark.fault(3)
