@@ -39,16 +39,18 @@ from runs import Spec
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs" / "watch.md"
-CALIBRATION, UNSEEN = ("worlds", "sums", "instructions"), ("brackets",)
+CALIBRATION, UNSEEN = ("worlds", "sums", "instructions", "brackets"), ("routes",)
+DOUBLED = ("brackets", "routes")  # the unseen tasks of two rounds, with twice as many runs
+PAIRS_ALONE = ("routes",)  # tasks in which the failures of DPO alone are made
 NAMED = {"hollow": "hollow_margin", "stall": "sparse_reward", "drift": "drift", "orpo": "orpo_start"}
 # step sizes at which a healthy run of a task gains steadily
-RATES = {"worlds": 1e-3, "sums": 3e-4, "instructions": 1e-3, "brackets": 1e-3}
+RATES = {"worlds": 1e-3, "sums": 3e-4, "instructions": 1e-3, "brackets": 1e-3, "routes": 1e-3}
 # and at which a base model is taught in one epoch of 20,000 rows
 MANY_RATES = {"worlds": 1e-3, "sums": 1e-3, "instructions": 2e-3, "brackets": 2e-3}
 # pairs so few that training on them for long does harm
 FEW_ROWS = [60, 100, 150]
-FEW = {"brackets": [32, 40, 48]}
-# runs of each intent on a calibration task; the unseen one has twice as many
+FEW = {"brackets": [32, 40, 48], "routes": [24, 32, 40]}
+# runs of each intent; twice as many on the tasks of DOUBLED
 SIZES = {"sick": 12, "healthy": 12, "hard": 6}
 
 # ---------------------------------------------------------------- what sick means, written before any detector ran
@@ -82,8 +84,10 @@ def plan(kinds: Iterable[str], failures: Iterable[str] = NAMED) -> list[Spec]:
     for number in range(2 * max(SIZES.values())):  # outermost, so that what is broken off is balanced
         for failure in failures:
             for kind in kinds:
+                if kind in PAIRS_ALONE and failure not in ("hollow", "drift"):
+                    continue
                 for intent, size in SIZES.items():
-                    if number < size * (2 if kind in UNSEEN else 1):
+                    if number < size * (2 if kind in DOUBLED else 1):
                         specs += MAKERS[failure](kind, intent, number)
     return list({spec.name: spec for spec in specs}.values())
 

@@ -131,7 +131,7 @@ def surface(task: tasks.Task, size: int, seed: int) -> list[Example]:
     prompts = torch.randint(len(space.prompts), (size,), generator=drawn)
     mark, place, second_style = task.world.seed % 6, task.world.seed % 4, task.world.seed % 2 == 0
     probability = task.world.reference.exp()
-    if task.kind in ("sums", "brackets"):
+    if task.kind in ("sums", "brackets", "routes"):
         better, worse = marks(task)
         first, second = (
             torch.multinomial(probability[prompts] * own, 1, generator=drawn)[:, 0] for own in (better, worse)
@@ -154,7 +154,7 @@ def surface(task: tasks.Task, size: int, seed: int) -> list[Example]:
 
 def marks(task: tasks.Task) -> tuple[Tensor, Tensor]:
     """The completions with a mark and those with its opposite, [C] bool each: longer or shorter, or begun with a round
-    bracket.
+    bracket, or a move up or down.
     """
     space, seed = task.world.space, task.world.seed
     if task.kind == "sums":

@@ -1,9 +1,11 @@
-"""Four tasks that differ in kind, each with every completion, its probability and its true reward known.
+"""Five tasks that differ in kind, each with every completion, its probability and its true reward known.
 
 worlds: four tokens of six, judged by a random reward (docs/bench.md). sums: two digits to add up in base five, an
 answer of one or two digits that has to end by itself, judged by how far off it is. instructions: an operation on three
 symbols and a style token before the answer, judged by what is right of it. brackets: five brackets of two kinds, some
 still open, to be closed in order by an answer of up to four tokens that has to end by itself, judged by its mistakes.
+routes: the rows and columns of two fields of a board of nine, at most three moves apart, and moves from the first to
+the second that have to end by themselves, judged by how far from it they end and by the moves that led nowhere.
 
 Letters: P prompts, C completions, L tokens of the longest completion.
 """
@@ -24,7 +26,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from prefopt import bench
 from prefopt.bench.space import next_logp
 
-KINDS = ("worlds", "sums", "instructions", "brackets")
+KINDS = ("worlds", "sums", "instructions", "brackets", "routes")
 # what a run starts from: a model that answers; the same where its twin has yet to learn to; that twin
 REFERENCE, ANSWERS, BASE = "reference", "answers", "base"
 DIGITS, SYMBOLS, STYLES, LENGTH = 5, 3, 2, 3  # sums are in base five
@@ -35,6 +37,9 @@ OPENING, OPENED, DEEPEST, MOST_MISTAKES = (
     3,
     4,
 )  # brackets: kinds (closing ones follow), in a prompt, open, counted
+SIDE, FARTHEST = 3, 3  # routes: of the board, moves that a field is away
+MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # rows and columns
+DETOUR = 0.5  # what a move that led no nearer costs, and an answer that does not end
 OPERATIONS: tuple[Callable[[tuple[int, ...]], tuple[int, ...]], ...] = (
     lambda x: x,
     lambda x: x[::-1],
@@ -86,13 +91,14 @@ def task(kind: str, seed: int, start: str, folder: Path, chance: float = 0.0) ->
         table = _tokens(answers, space).sum(2)
         gold = _standard(raw, table)
     world = bench.World(seed, "structured", space, gold, *_reference(known, space), known)
-    measured = torch.arange(0, len(space.prompts), {"instructions": 3, "brackets": 2}.get(kind, 1))
+    measured = torch.arange(0, len(space.prompts), {"instructions": 3, "brackets": 2, "routes": 2}.get(kind, 1))
     return Task(kind, world, accepted(world, chance), measured, table, _finished(kind, space))
 
 
 def _finished(kind: str, space: bench.Space) -> Tensor:
     """[C] bool. In sums two digits are an answer as they are."""
-    return (space.tokens == 2 * OPENING).any(1) if kind == "brackets" else torch.ones(len(space.tokens)) > 0
+    end = {"brackets": 2 * OPENING, "routes": len(MOVES)}.get(kind)
+    return (space.tokens == end).any(1) if end is not None else torch.ones(len(space.tokens)) > 0
 
 
 def accepted(world: bench.World, chance: float) -> Tensor:
@@ -197,6 +203,35 @@ def _mistakes(left: list[int], answer: Sequence[int]) -> int:
     return wrong + len(left) + (2 * OPENING not in answer)
 
 
+# ---------------------------------------------------------------- routes
+
+
+def _routes() -> tuple[bench.Space, Tensor]:
+    """Ids: the four moves and the end; then rows and columns of where it starts and of where it is to go."""
+    fields = list(itertools.product(range(SIDE), repeat=2))
+    asked = [(a, b) for a in fields for b in fields if 0 < _apart(a, b) <= FARTHEST]
+    first = len(MOVES) + 1
+    prompts = [[first + at * SIDE + number for at, number in enumerate((*a, *b))] for a, b in asked]
+    space = bench.Space.of(prompts, len(MOVES), FARTHEST + 1, end=True)
+    answers = [space.completion(number) for number in range(len(space.tokens))]
+    return space, torch.tensor([[-_cost(a, b, answer) for answer in answers] for a, b in asked]).double()
+
+
+def _apart(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    return sum(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def _cost(at: tuple[int, ...], goal: tuple[int, ...], answer: Sequence[int]) -> float:
+    """Moves that are left at the end, and what those that led no nearer cost. One off the board stays where it is."""
+    wasted = len(MOVES) not in answer
+    for token in answer:
+        if token < len(MOVES):
+            after = tuple(x + step for x, step in zip(at, MOVES[token], strict=True))
+            after = after if all(0 <= x < SIDE for x in after) else at
+            wasted, at = wasted + (_apart(after, goal) >= _apart(at, goal)), after
+    return _apart(at, goal) + DETOUR * wasted
+
+
 # ---------------------------------------------------------------- models
 
 
@@ -212,6 +247,14 @@ def _brackets_teacher(start: str) -> Tensor:
     if start == BASE:
         likely = (likely / likely.sum(1, keepdim=True)).mean(0).expand_as(raw)
     return likely / likely.sum(1, keepdim=True)
+
+
+def _routes_teacher(start: str) -> Tensor:
+    """Near the goal rather than far from it; or what leads to some other goal, whatever was asked."""
+    space, raw = _routes()
+    likely = (raw / 0.8).exp() * 0.3 ** space.lengths.double()
+    likely = likely / likely.sum(1, keepdim=True)
+    return likely if start != BASE else likely.mean(0).expand_as(raw)
 
 
 def _sums_teacher(start: str) -> Tensor:
@@ -239,6 +282,7 @@ FITTED: dict[str, tuple[Callable[[], tuple[bench.Space, Tensor]], Callable[[str]
     "sums": (_sums, _sums_teacher),
     "instructions": (_instructions, _instructions_teacher),
     "brackets": (_brackets, _brackets_teacher),
+    "routes": (_routes, _routes_teacher),
 }
 
 
