@@ -148,7 +148,9 @@ to 0.60 on such pairs, 0.71 to 0.76 on good ones (14 small runs each).
 
 `eval/probe_wins`, with the same reward, says whether answers get better: at each evaluation the policy answers the \
 prompts anew, and each answer is compared with those of the held-out row, cut to `probe_tokens` like \
-it."""
+it. `eval/probe_reward` is their mean reward, and `eval/probe_gain` how far it is above that of the start model's own \
+answers to the same prompts, in standard deviations of these, with `eval/probe_gain_error`. A gain that falls well \
+below its best is what drift warns of."""
 
 METRICS: dict[str, Metric] = {
     "loss": Metric("the objective, averaged over its items in the step", "nats", "falls, then flattens", "lower", LOSS),
@@ -373,6 +375,24 @@ METRICS: dict[str, Metric] = {
         PROBE,
     ),
     "probe_compared": Metric("prompts that probe_wins is measured on", "prompts", "100 or more", "higher"),
+    "probe_reward": Metric(
+        "mean of probe_reward over the policy's own answers to the held-out prompts, drawn anew",
+        "reward",
+        "rises",
+        "higher",
+        PROBE,
+    ),
+    "probe_gain": Metric(
+        "how far these rewards are above those of the start model's answers to the same prompts, mean; one is the "
+        "standard deviation of the start model's around their prompt's mean",
+        "standard deviations",
+        "0 at the start; rises",
+        "higher",
+        PROBE,
+    ),
+    "probe_gain_error": Metric(
+        "standard error of probe_gain, over prompts", "standard deviations", "0.08 with 200 prompts", "lower"
+    ),
     "seconds/sampling": Metric("drawing the completions of a rollout", "s", "steady", "lower"),
     "seconds/scoring": Metric("waiting for the reward of a rollout", "s", "below sampling", "lower"),
     "grad_norm": Metric("norm of the gradient before clipping", "", "steady, no jumps", more=GRAD_NORM),

@@ -241,7 +241,9 @@ def verdict(result: dict[str, Any], twin: dict[str, Any] | None) -> dict[str, An
 
 def unjudged(result: dict[str, Any]) -> dict[str, Any]:
     """The same run as it is logged without probe_reward."""
-    judged = {f"eval/probe_{name}" for name in ("accuracy", "pairs", "wins", "compared")}
+    judged = {
+        f"eval/probe_{name}" for name in ("accuracy", "pairs", "wins", "compared", "reward", "gain", "gain_error")
+    }
     lines = [[step, {n: v for n, v in values.items() if n not in judged}] for step, values in result["lines"]]
     options = {name: value for name, value in result["run"]["options"].items() if name != "probe_reward"}
     return {**result, "lines": lines, "run": {**result["run"], "options": options}}

@@ -30,6 +30,7 @@ from prefopt.models.policy import Policy
 from prefopt.objectives import EVERY
 from prefopt.objectives.facts import extras, fitted, settled
 from prefopt.optimizer import Updater
+from prefopt.recipes.watching import gain
 from prefopt.records import Example
 from prefopt.rollout.groups import GroupFacts, Kinds, Range, group_metrics, reward_metrics, shape_metrics, task_metrics
 
@@ -183,6 +184,7 @@ class Probe:
         self.prompt = torch.randint(len(task.measured), (PROBED,), generator=random_)
         drawn = torch.multinomial(probability[self.prompt], ATTEMPTS, replacement=True, generator=random_)  # [N, 4]
         gold = task.world.gold[task.measured[self.prompt][:, None], drawn]
+        self.start, self.drawing = gold.tolist(), torch.Generator().manual_seed(seed + 1)
         self.answer = drawn[:, 0]
         self.better = drawn.gather(1, gold.argmax(1, keepdim=True))[:, 0]
         self.worse = drawn.gather(1, gold.argmin(1, keepdim=True))[:, 0]
@@ -209,7 +211,14 @@ class Probe:
             "eval/probe_pairs": float(len(right)),
             "eval/probe_wins": self.wins(logp),
             "eval/probe_compared": float(len(self.asked)),
+            **gain(self.rewards(logp), self.start),
         }
+
+    def rewards(self, logp: Tensor) -> list[float]:
+        """Of an answer to each prompt, drawn with chances of their own at each evaluation."""
+        drawn = torch.multinomial(logp[self.prompt].exp(), 1, generator=self.drawing)
+        found: list[float] = self.task.world.gold[self.task.measured[self.prompt][:, None], drawn][:, 0].tolist()
+        return found
 
     def wins(self, logp: Tensor) -> float:
         """Share of the rows' answers that the policy's own are better than; as good counts half."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -187,13 +188,15 @@ class Probe:
 
     examples: one answer to each prompt. pairs: a better and a worse one, of those that a reward tells apart; base: log-
     prob of each of their completions under the start model, nats. finished: share of the answers that ended.
-    given: the reward of the rows' own answers to each prompt, as much of them as the policy may write.
+    given: the reward of the rows' own answers to each prompt, as much of them as the policy may write. own: that of the
+    start model's.
     """
 
     def __init__(self, policy: Any, options: ProbeOptions, settings: Mapping[str, Any], held_out: Dataset) -> None:
         self.policy, self.options, self.settings = policy, options, settings
         self.asked = _asked(held_out, options.prompts, getattr(policy, "inner", None))
         self.given: list[list[float]] = []
+        self.own: list[list[float]] = []
         self.tokenizer: Any = None
         self.examples: list[Example] = []
         self.pairs: list[Example] = []
@@ -212,7 +215,8 @@ class Probe:
         words = f"probe: {len(prompts)} answers of the start model, {self.finished:.0%} ended by themselves"
         if self.options.probe_reward is None:
             return words
-        self.pairs, self.given = ranks.from_main(self._compared(drawn) if ranks.is_main() else ([], []))
+        compared = ranks.from_main(self._compared(drawn) if ranks.is_main() else ([], [], []))
+        self.pairs, self.given, self.own = compared
         self.base = score(self.policy, self.pairs).logp.tolist()
         return f"{words}; {len(self.pairs)} pairs that {self.options.probe_reward} tells apart"
 
@@ -249,8 +253,12 @@ class Probe:
             reward.close()
         return [[next(scores).value for _ in own] for own in made]
 
-    def _compared(self, drawn: Sequence[Sequence[Completion]]) -> tuple[list[Example], list[list[float]]]:
-        """For each prompt the best and the worst answer by the reward, where they differ; and the rows' rewards."""
+    def _compared(
+        self, drawn: Sequence[Sequence[Completion]]
+    ) -> tuple[list[Example], list[list[float]], list[list[float]]]:
+        """For each prompt the best and the worst answer by the reward, where they differ; rewards of the rows' and of
+        the start model's own.
+        """
         most = self.options.probe_tokens  # as of the policy's answers: one that is cut off would lose for that alone
         rows = [[Completion(own[:most], [], len(own) <= most) for own in row.completions] for _, row in self.asked]
         scored = self._scored([[*own, *row] for own, row in zip(drawn, rows, strict=True)])
@@ -261,7 +269,8 @@ class Probe:
                 both = [own[max(known)[1]].tokens, own[min(known)[1]].tokens]
                 pairs.append(Example(list(prompt.tokens), both, [1.0, 0.0], [[True] * len(one) for one in both]))
         given = [[v for v in values[len(own) :] if v is not None] for own, values in zip(drawn, scored, strict=True)]
-        return pairs, given
+        start = [[v for v in values[: len(own)] if v is not None] for own, values in zip(drawn, scored, strict=True)]
+        return pairs, given, start
 
     def _wins(self) -> dict[str, float]:
         """How often the policy's answers, drawn anew, are better than the rows' own; as good counts half."""
@@ -277,7 +286,8 @@ class Probe:
         ]
         # said where nothing could be compared too, or that of an earlier evaluation would stand for it
         wins = sum(shares) / len(shares) if shares else math.nan
-        return {"eval/probe_wins": wins, "eval/probe_compared": float(len(shares))}
+        now = [own[0] for own in scored]
+        return {"eval/probe_wins": wins, "eval/probe_compared": float(len(shares)), **gain(now, self.own)}
 
     def _anew(self) -> list[list[float | None]]:
         """Rewards of an answer to each prompt; none where the reward failed, which must not end the training."""
@@ -295,6 +305,7 @@ class Probe:
             "base": list(self.base),
             "finished": self.finished,
             "given": [list(own) for own in self.given],
+            "own": [list(own) for own in self.own],
             "reward": self.options.probe_reward,
         }
 
@@ -306,6 +317,24 @@ class Probe:
         prompts = [list(prompt.tokens) for prompt, _ in self.asked]
         same = prompts == [one.prompt for one in self.examples] and state["reward"] == self.options.probe_reward
         self.given = [list(own) for own in state["given"]] if same else []
+        self.own = [list(own) for own in state.get("own", [])] if same else []
+
+
+def gain(now: Sequence[float | None], start: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Mean reward of one answer to each prompt, and how far it is above that of the start model's own answers to the
+    same prompts: in standard deviations of these around their prompt's mean, with its standard error over prompts.
+
+    now: one for each prompt, None where it has none; empty where nothing was scored. NaN: unknown.
+    """
+    known = [(value, own) for value, own in zip(now, start, strict=False) if value is not None and len(own) > 1]
+    values = [value for value in now if value is not None]
+    found = {"reward": statistics.fmean(values) if values else math.nan, "gain": math.nan, "gain_error": math.nan}
+    spread = math.sqrt(statistics.fmean(statistics.variance(own) for _, own in known)) if known else 0.0
+    if len(known) > 1 and spread > 0:
+        rises = [(value - statistics.fmean(own)) / spread for value, own in known]
+        found["gain"] = statistics.fmean(rises)
+        found["gain_error"] = statistics.stdev(rises) / math.sqrt(len(rises))
+    return {f"eval/probe_{name}": value for name, value in found.items()}
 
 
 def probe_for(policy: Any, settings: Mapping[str, Any], held_out: Dataset | None) -> Probe | None:

@@ -215,6 +215,20 @@ def test_a_reward_compares_answers_of_the_start_model(model_dir, pairs, tmp_path
     assert end["eval/probe_accuracy"] > 0.7 and end["eval/probe_pairs"] >= 3
     # `good` is written more and more: more often better than the rows' answers
     assert 0 < start["eval/probe_wins"] < end["eval/probe_wins"] <= 1 and end["eval/probe_compared"] >= 3
+    assert end["eval/probe_reward"] > start["eval/probe_reward"] and end["eval/probe_gain"] > 0.5
+    assert end["eval/probe_gain_error"] > 0
+
+
+def test_a_gain_is_over_the_start_models_answers_to_the_same_prompts_in_their_standard_deviations():
+    start = [[1.0, 3.0], [10.0, 12.0], [20.0, 24.0], [5.0]]
+    found = watching.gain([4.0, 11.0, None, 9.0], start)
+    # variances 2 and 2 of the prompts that are known, means 2 and 11: rises of 2 and 0
+    assert found["eval/probe_reward"] == 8.0
+    assert found["eval/probe_gain"] == pytest.approx(1 / math.sqrt(2))
+    assert found["eval/probe_gain_error"] == pytest.approx(1 / math.sqrt(2))  # stdev of (sqrt 2, 0) is 1, of two
+    for now, own in (([], []), ([], start), ([1.0, 2.0], [[3.0, 3.0], [4.0, 4.0]]), ([1.0], [[1.0, 2.0]])):
+        unknown = watching.gain(now, own)
+        assert math.isnan(unknown["eval/probe_gain"]) and math.isnan(unknown["eval/probe_gain_error"])
 
 
 def test_wins_are_over_the_answers_of_the_rows_and_go_on_after_a_kill(model_dir, pairs, tmp_path, monkeypatch):
@@ -230,6 +244,7 @@ def test_wins_are_over_the_answers_of_the_rows_and_go_on_after_a_kill(model_dir,
     assert result.summary["resumed_at"] and result.summary["end"]["eval/probe_wins"] > 0
     kept = [lines(tmp_path / name, "metrics.jsonl") for name in ("whole", "run")]
     assert without(kept[0]) == without(kept[1])
+    assert result.summary["end"]["eval/probe_gain_error"] > 0
     assert whole.summary["start"]["eval/probe_compared"] == whole.summary["end"]["eval/probe_compared"]
 
 
@@ -279,6 +294,7 @@ def test_a_reward_that_fails_at_an_evaluation_does_not_end_the_run(model_dir, pa
         result = run(DPO(), model_dir, pairs, tmp_path / "run", max_steps=1, probe=2, probe_reward=reward)
     assert (tmp_path / "run" / "summary.json").exists() and "eval/probe_nll" in result.summary["end"]
     assert result.summary["start"]["eval/probe_compared"] == 2 and math.isnan(result.summary["end"]["eval/probe_wins"])
+    assert math.isnan(result.summary["end"]["eval/probe_gain"])
     assert "probe: the policy's answers could not be compared: " in capsys.readouterr().err
 
 
