@@ -53,7 +53,7 @@ class OrpoStart:
             return None
         for name in ("finished", "wins", "compared"):
             value = line.get(f"eval/probe_{name}")
-            if value is not None:
+            if value is not None and (name == "finished" or line.step == 0):  # a later one is not the start's
                 state.setdefault(name, value)
         if "wins" in state:
             return self._by_wins(state, line) if line.get("eval/probe_wins") is not None else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from streams import between, found, merged, updates
 
@@ -73,6 +75,12 @@ def test_a_start_model_whose_answers_lose_to_those_of_the_rows_is_a_warning() ->
 def test_a_start_model_as_good_as_the_rows_is_fine_however_far_its_nll_falls() -> None:
     assert found(START, merged(beside_rows(0.5), falls(4.0, 1.0)), FEW) is None
     assert found(START, merged(beside_rows(0.5, 0.1), falls(1.2, 1.1)), FEW) is None  # the start counts
+
+
+def test_a_start_that_could_not_be_scored_is_unknown_and_no_later_one_stands_for_it() -> None:
+    lines = beside_rows(math.nan, 0.2)
+    assert found(OrpoStart(), lines, FEW) is None
+    assert found(OrpoStart(), [(step + 5, values) for step, values in beside_rows(0.2)], FEW) is None
 
 
 def test_chosen_answers_less_likely_than_the_models_own_are_a_warning_at_the_start() -> None:
