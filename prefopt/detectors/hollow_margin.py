@@ -25,11 +25,11 @@ class HollowMargin:
     loss: float = 0.15
     # or the margin, beta times nats, above which they do
     margin: float = 1.8
-    # accuracy of the updates that has to go with either
-    accuracy: float = 0.99
+    # share of the pairs of the last updates told apart that has to go with either
+    accuracy: float = 0.95
     # epochs within which this is suspicious without any other sign; later it may be memory
     epochs: float = 0.5
-    # updates, of which three in four must be like that
+    # updates that are taken together; in three of four of them loss or margin must be like that
     lines: int = 8
     # on-policy accuracy that even the upper end of its 95 % interval is below in a sick run
     preference: float = 0.65
@@ -44,10 +44,11 @@ class HollowMargin:
     def see(self, state: State, line: Line) -> Check | None:
         apart = self._told_apart(line)
         if apart is not None:
-            now = self._most(state, "votes", apart)
-            state["sure"] = self._most(state, "right", (line.get("rewards/accuracies") or 0.0) > self.accuracy)
+            clear = self._most(state, apart)
+            right = keep(state.setdefault("right", []), line.get("rewards/accuracies") or 0.0, self.lines)
+            state["sure"] = len(right) == self.lines and sum(right) / self.lines >= self.accuracy
             epoch = line.get("epoch")
-            if now and (epoch is None or epoch <= self.epochs):
+            if clear and state["sure"] and (epoch is None or epoch <= self.epochs):
                 state.setdefault("suspect", line.step)
                 state.setdefault("epoch", epoch)
                 state.setdefault("seen", {n: line.values[n] for n in _SHOWN if n in line.values})
@@ -58,19 +59,19 @@ class HollowMargin:
             return None
         return self._unverified(state, line) if "suspect" in state else FINE
 
-    def _most(self, state: State, name: str, vote: bool) -> bool:
+    def _most(self, state: State, vote: bool) -> bool:
         """Whether three in four of the last updates say so."""
-        votes = keep(state.setdefault(name, []), vote, self.lines)
+        votes = keep(state.setdefault("votes", []), vote, self.lines)
         return len(votes) == self.lines and 4 * sum(votes) >= 3 * self.lines
 
     def _told_apart(self, line: Line) -> bool | None:
+        """Whether the pairs of an update are told apart clearly, by loss or margin; None: it does not say."""
         accuracy = line.get("rewards/accuracies")
         loss = line.get("loss") if line.run.objective in LOGISTIC else None
         margin = line.get("rewards/margins")
         if accuracy is None or (loss is None and margin is None):
             return None
-        small = (loss is not None and loss < self.loss) or (margin is not None and margin > self.margin)
-        return small and accuracy > self.accuracy
+        return (loss is not None and loss < self.loss) or (margin is not None and margin > self.margin)
 
     def _confirmed(self, state: State, line: Line, measured: float) -> Check | None:
         pairs = line.get("eval/probe_pairs")

@@ -72,6 +72,16 @@ def test_a_healthy_run_is_none() -> None:
     assert found(HollowMargin(), healthy, DPO) is None
 
 
+def test_pairs_of_the_last_updates_count_together() -> None:
+    """Small updates tell all of their pairs apart in some and not in others."""
+    for wrong, level in ((3, "sick"), (5, None)):  # of 32, in every second update: 0.953 and 0.922 in all
+        small = updates(60, loss=0.1, rewards__accuracies=lambda step, n=wrong: 1 - n / 32 * (step % 2), epoch=0.1)
+        finding = found(HollowMargin(), merged(small, asked(0.5)), DPO)
+        assert (finding and finding.level) == level
+        alone = found(HollowMargin(), small, DPO)
+        assert (alone and alone.level) == (level and "warn")
+
+
 def test_rows_that_are_known_by_heart_after_epochs_are_no_hollow_margin() -> None:
     late = updates(
         300,
