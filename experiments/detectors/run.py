@@ -185,7 +185,7 @@ def ended(spec: Spec) -> Callable[[list[Any]], bool]:
 
 def every_level() -> list[Any]:
     """All detectors, and those that come as notes since this experiment at the levels that it measured them at."""
-    measured = {"drift": Drift(most="sick"), "orpo_start": OrpoStart(unverified="sick")}
+    measured = {"drift": Drift(most="sick", unverified="sick"), "orpo_start": OrpoStart(unverified="sick")}
     return [measured.get(one.name, one) for one in detectors.every()]
 
 
@@ -374,9 +374,9 @@ def _mended(spec: Spec, name: str, end: float, specs: Sequence[Spec], out: Path)
 # ---------------------------------------------------------------- thresholds
 
 GRIDS: dict[str, dict[str, list[Any]]] = {
-    "hollow_margin": {"preference": [0.5, 0.55, 0.6, 0.65, 0.7], "accuracy": [0.95, 0.99]},
+    "hollow_margin": {"preference": [0.6, 0.65, 0.7], "accuracy": [0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99]},
     "sparse_reward": {"failed": [0.8, 0.9, 0.95], "window": [10, 15, 20, 25, 30]},
-    "drift": {"gained": [0.5, 1.0, 1.5, 2.0], "lost": [1.5, 2.0, 2.5, 3.0]},
+    "drift": {"gained": [0.05, 0.1], "lost": [0.15, 0.2, 0.25], "sure": [0.0, 0.5, 0.75, 1.0]},
     "orpo_start": {"wins": [0.45, 0.5, 0.55]},
 }
 

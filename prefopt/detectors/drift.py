@@ -20,7 +20,7 @@ class Drift:
 
     The signal is `eval/probe_nll` and its rise over the first value, which does not depend on beta. Alone it says how
     far, not whether it did harm: good runs on many rows rise by 1 to 2 too. Whether it did is asked of a reward, where
-    there is one: the policy's own answers are no better than at the start, or worse than they were (`eval/probe_wins`).
+    there is one: the policy's own answers are no better than at the start, or worse than they were (`eval/probe_gain`).
     Without one, held-out rows that are told apart as often as trained ones make it a note.
     """
 
@@ -28,19 +28,24 @@ class Drift:
     warn: float = 0.5
     # and from which on more updates are a waste. Both grow with how much a task needs to change the model
     sick: float = 1.0
-    # standard errors of a difference of wins: a gain below so many is none
-    gained: float = 1.5
-    # and a fall since the best evaluation of more than so many is one
-    lost: float = 2.0
-    # without wins, accuracy of the updates less that of the held-out rows, from which on the way there was learnt by
+    # standard deviations of the start model's rewards: a gain over the start below this is none
+    gained: float = 0.1
+    # and a fall of so much since the best is one: the best mean of two neighbouring evaluations, as the largest of many
+    # noisy values is too large
+    lost: float = 0.2
+    # standard errors that it must be larger by, times how many the largest of so many evaluations is above their mean
+    sure: float = 0.75
+    # without a reward, accuracy of the updates less that of held-out rows, from which on the way there was learnt by
     # heart; a smaller gap makes it a note
     gap: float = 0.1
     # held-out accuracy above which all pairs are told apart, so that a gap could not show
     all_apart: float = 0.99
     # updates whose accuracy is averaged
     lines: int = 10
-    # the highest level that is said: on an unseen task 12 of 22 warnings were right (experiments/detectors)
+    # the highest level that is said where a reward says that it did harm
     most: Level = "info"
+    # and without one: on an unseen task 12 of 22 warnings were right (experiments/detectors)
+    unverified: Level = "info"
     needed: int = 1
     among: int = 1
 
@@ -63,21 +68,22 @@ class Drift:
         gap = self._gap(state, line)
         by_heart = gap is None or gap >= self.gap
         known = _by_heart(gap, by_heart) if harm is None else _by_reward(state, harm)
+        most = self.unverified if harm is None else self.most
         if harm is None or level == "warn":  # near the start, where a gain is small too, both have to say so
             harm = by_heart and harm is not False
-        said = min(level, self.most, key=rank) if harm else "info"
+        said = min(level, most, key=rank) if harm else "info"
         return self._check(said, harm, rise, gap, known, state, line)
 
     def _harm(self, state: State, line: Line) -> bool | None:
         """Whether the policy's answers are no better than the start model's, or worse than they were; None: unknown."""
-        wins, compared = line.get("eval/probe_wins"), line.get("eval/probe_compared")
-        if wins is None or not compared or compared < 0:
+        gain, error = line.get("eval/probe_gain"), line.get("eval/probe_gain_error")
+        if gain is None or error is None or error < 0:
             return None
-        first, best = state.setdefault("wins", [wins, wins])
-        state["wins"] = [first, max(best, wins)]
-        state["now"], error = wins, math.sqrt(0.5 / compared)  # of the difference of two shares near one half
-        no_better = wins - first < self.gained * error and wins < 1 - self.gained * error  # where there is room to gain
-        return no_better or best - wins > self.lost * error
+        before, best = state.get("gain", 0.0), state.get("best", 0.0)  # at the start it is 0 by definition
+        state["gain"], state["best"] = gain, max(best, (before + gain) / 2)
+        state["evaluations"] = state.get("evaluations", 0) + 1
+        noise = error * math.sqrt(2 * math.log(state["evaluations"]))
+        return gain < self.gained or state["best"] - gain >= self.lost + self.sure * noise
 
     def _gap(self, state: State, line: Line) -> float | None:
         """How much more often trained rows are told apart than held-out ones, where that is known and can differ."""
@@ -103,7 +109,8 @@ class Drift:
                 "eval/probe_nll": start + rise,
                 "fine_at": good,
                 "gap": gap,
-                "wins": state.get("wins"),
+                "gain": state.get("gain"),
+                "best": state.get("best"),
             },
         )
 
@@ -123,10 +130,9 @@ def _by_heart(gap: float | None, harm: bool) -> str:
 
 
 def _by_reward(state: State, harm: bool) -> str:
-    first, best = state["wins"]
     words = (
-        f"the policy's answers are better than those of the rows {state['now']:.0%} of the time; at the start it was "
-        f"{first:.0%}, at best {best:.0%}"
+        f"the reward of the policy's answers is {state['gain']:+.2f} standard deviations from the start model's, at "
+        f"best it was {state['best']:+.2f}"
     )
     return words if harm else f"it has done no harm so far, as {words}"
 

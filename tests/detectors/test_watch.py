@@ -144,7 +144,7 @@ def test_drift_is_a_note_once_a_hollow_margin_is_confirmed_in_the_same_run() -> 
         return step, probed
 
     lines = [evaluation(0, 0.5), *apart, evaluation(9, 0.9), evaluation(10, 0.4), evaluation(11, 0.9)]
-    watch = Watch(Run("dpo", {"beta": 0.1}), [HollowMargin(), Drift(most="sick")])
+    watch = Watch(Run("dpo", {"beta": 0.1}), [HollowMargin(), Drift(unverified="sick")])
     levels = []
     for line in lines:
         watch.listen(*line)

@@ -44,7 +44,7 @@ def model_dir(tmp_path):
 @pytest.fixture
 def drift_counts(monkeypatch):
     """Drift is no more than a note as it comes; here it is what makes a run sick."""
-    monkeypatch.setitem(detectors.EVERY, "drift", partial(detectors.EVERY["drift"], most="sick"))
+    monkeypatch.setitem(detectors.EVERY, "drift", partial(detectors.EVERY["drift"], unverified="sick"))
 
 
 @pytest.fixture
