@@ -39,7 +39,8 @@ from runs import Spec
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs" / "watch.md"
-CALIBRATION, UNSEEN = ("worlds", "sums", "instructions", "brackets"), ("routes",)
+# of each failure the task that was looked at only when its detector was frozen; thresholds were chosen on the others
+UNSEEN = {"hollow": "routes", "drift": "routes", "stall": "brackets", "orpo": "brackets"}
 DOUBLED = ("brackets", "routes")  # the unseen tasks of two rounds, with twice as many runs
 PAIRS_ALONE = ("routes",)  # tasks in which the failures of DPO alone are made
 NAMED = {"hollow": "hollow_margin", "stall": "sparse_reward", "drift": "drift", "orpo": "orpo_start"}
@@ -381,11 +382,12 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
 }
 
 
-def calibrate(out: Path) -> dict[str, Any]:
+def calibrate(out: Path, failures: Iterable[str]) -> dict[str, Any]:
     """Hits and false alarms of `sick` for every threshold, on the calibration tasks alone."""
     table: dict[str, Any] = {}
-    for failure, name in NAMED.items():
-        specs = with_twins(plan(CALIBRATION, [failure]))
+    for failure in failures:
+        name, kinds = NAMED[failure], [kind for kind in tasks.KINDS if kind != UNSEEN[failure]]
+        specs = with_twins(plan(kinds, [failure]))
         known = [(kept(s, out), twin) for s in specs if (twin := kept(t, out) if (t := twin_of(s)) else None) or not t]
         there = [(own, sick(own, twin)) for own, twin in known if own is not None]
         plain = next(one for one in every_level() if one.name == name)
@@ -433,7 +435,9 @@ def main() -> None:
     )
     given = parser.parse_args()
     if given.calibrate:
-        write_json(HERE / "calibration.json", calibrate(given.out))
+        file = HERE / "calibration.json"
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        write_json(file, {**before, **calibrate(given.out, given.failures)})
         return
     specs = with_twins(plan(given.kinds, given.failures))
     if not given.report:
@@ -441,7 +445,7 @@ def main() -> None:
     if given.train:
         return
     healed = mended(specs, given.out, 0 if given.report else given.jobs, given.remedies)
-    made = tables.report(collected(specs, given.out), healed, {"calibration": CALIBRATION, "unseen": UNSEEN}, NAMED)
+    made = tables.report(collected(specs, given.out), healed, UNSEEN, NAMED)
     write_json(given.results, made)
     tables.write(given.docs, made)
     print(tables.text(made), file=sys.stdout)

@@ -28,14 +28,17 @@ Verdicts = Sequence[Mapping[str, Any]]
 def report(
     verdicts: Verdicts,
     healed: Sequence[Mapping[str, Any]],
-    split: Mapping[str, Sequence[str]],
+    unseen: Mapping[str, str],
     named: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Everything that the tables say, as numbers; and the verdict on every run."""
-    parts = {part: [v for v in verdicts if v["kind"] in kinds] for part, kinds in split.items()}
+    """Everything that the tables say, as numbers; and the verdict on every run. unseen: of every failure its task."""
+    parts: dict[str, list[Mapping[str, Any]]] = {"calibration": [], "unseen": []}
+    for verdict in verdicts:
+        parts["unseen" if verdict["kind"] == unseen[verdict["failure"]] else "calibration"].append(verdict)
     other = peers()
     return {
-        "split": {part: list(kinds) for part, kinds in split.items()},
+        "unseen_task": dict(unseen),
+        "num_runs": {part: len(own) for part, own in parts.items()},
         "named": {
             part: {failure: confusion(_of(own, failure), name) for failure, name in named.items()}
             for part, own in parts.items()
@@ -252,10 +255,12 @@ def peer_table(made: Mapping[str, Any]) -> str:
 
 def text(made: Mapping[str, Any]) -> str:
     """The part of the page that is made, between its marks."""
-    counts = {part: sum(v["kind"] in kinds for v in made["runs"]) for part, kinds in made["split"].items()}
+    kinds = dict.fromkeys(made["unseen_task"].values())
+    of = {kind: [TITLES[failure] for failure, own in made["unseen_task"].items() if own == kind] for kind in kinds}
+    named = "; ".join(f"`{kind}` for {' and '.join(own)}" for kind, own in of.items())
     parts = [
-        f"{counts['calibration']} runs on the calibration tasks ({', '.join(made['split']['calibration'])}), "
-        f"{counts['unseen']} on the unseen one ({', '.join(made['split']['unseen'])}).",
+        f"{made['num_runs']['calibration']} runs on calibration tasks, {made['num_runs']['unseen']} on unseen ones: "
+        f"{named}.",
         "### The four failures, each by its own detector",
         named_table(made),
         "### The same without `probe_reward`",
