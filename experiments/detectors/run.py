@@ -377,7 +377,7 @@ def _mended(spec: Spec, name: str, end: float, specs: Sequence[Spec], out: Path)
 GRIDS: dict[str, dict[str, list[Any]]] = {
     "hollow_margin": {"preference": [0.6, 0.65, 0.7], "accuracy": [0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99]},
     "sparse_reward": {"failed": [0.8, 0.9, 0.95], "window": [10, 15, 20, 25, 30]},
-    "drift": {"gained": [0.05, 0.1], "lost": [0.15, 0.2, 0.25], "sure": [0.0, 0.5, 0.75, 1.0]},
+    "drift": {"gained": [0.05, 0.1], "lost": [0.15, 0.2, 0.25], "sure": [0.25, 0.5, 0.6, 0.75, 1.0]},
     "orpo_start": {"wins": [0.45, 0.5, 0.55]},
 }
 

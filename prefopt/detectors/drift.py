@@ -34,7 +34,7 @@ class Drift:
     # noisy values is too large
     lost: float = 0.2
     # standard errors that it must be larger by, times how many the largest of so many evaluations is above their mean
-    sure: float = 0.75
+    sure: float = 0.6
     # without a reward, accuracy of the updates less that of held-out rows, from which on the way there was learnt by
     # heart; a smaller gap makes it a note
     gap: float = 0.1
