@@ -186,7 +186,7 @@ def ended(spec: Spec) -> Callable[[list[Any]], bool]:
 
 def every_level() -> list[Any]:
     """All detectors, and those that come as notes since this experiment at the levels that it measured them at."""
-    measured = {"drift": Drift(most="sick", unverified="sick"), "orpo_start": OrpoStart(unverified="sick")}
+    measured = {"drift": Drift(unverified="sick"), "orpo_start": OrpoStart(unverified="sick")}
     return [measured.get(one.name, one) for one in detectors.every()]
 
 

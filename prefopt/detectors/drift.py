@@ -42,9 +42,9 @@ class Drift:
     all_apart: float = 0.99
     # updates whose accuracy is averaged
     lines: int = 10
-    # the highest level that is said where a reward says that it did harm
-    most: Level = "info"
-    # and without one: on an unseen task 12 of 22 warnings were right (experiments/detectors)
+    # the highest level that is said where a reward says that it did harm: 14 of 14 warnings were right on an unseen task
+    most: Level = "sick"
+    # and without one: 12 of 24 were on one, 24 of 24 on another (experiments/detectors)
     unverified: Level = "info"
     needed: int = 1
     among: int = 1

@@ -12,7 +12,7 @@ from prefopt.detectors import Run
 from prefopt.detectors.drift import Drift
 from prefopt.detectors.low_beta import LowBeta
 
-DRIFT = Drift(most="sick", unverified="sick")  # so that its levels are seen
+DRIFT = Drift(unverified="sick")  # so that its levels are seen
 DPO = Run("dpo", {"beta": 0.01, "epochs": 4.0})
 
 
@@ -37,9 +37,9 @@ def test_the_change_trains_online_where_there_is_a_reward_and_else_raises_beta()
     assert found(DRIFT, probe(2.0, 3.5), rate).change["learning_rate"] == pytest.approx(1e-7)
 
 
-def test_it_is_a_note_as_it_comes() -> None:
+def test_it_is_a_note_as_it_comes_where_no_reward_says_that_it_did_harm() -> None:
     assert found(Drift(), probe(2.0, 3.5), DPO).level == "info"
-    assert found(Drift(), with_gain(0.0, 0.0), DPO).level == "info"
+    assert found(Drift(), with_gain(0.0, 0.0), DPO).level == "sick"
 
 
 def test_a_little_is_normal_and_a_high_level_is_not_a_rise() -> None:

@@ -43,7 +43,7 @@ def model_dir(tmp_path):
 
 @pytest.fixture
 def drift_counts(monkeypatch):
-    """Drift is no more than a note as it comes; here it is what makes a run sick."""
+    """Drift is no more than a note where no reward says that it did harm; here it is what makes a run sick."""
     monkeypatch.setitem(detectors.EVERY, "drift", partial(detectors.EVERY["drift"], unverified="sick"))
 
 
@@ -129,6 +129,17 @@ def test_on_sick_stop_ends_the_run_with_its_weights(model_dir, pairs, tmp_path, 
     assert without(both[0]) == without(both[1]) and trained(tmp_path / "run") != trained(tmp_path / "whole")
     assert f"the run ends after update {found['step']}" in capsys.readouterr().err
     assert whole.summary["ended_at"] is None and (tmp_path / "run" / "model" / "config.json").exists()
+
+
+def test_on_sick_stop_ends_a_run_whose_answers_get_worse_by_a_reward(model_dir, pairs, tmp_path):
+    reward = tmp_path / "mine.py"
+    said = "[said.count('bad') - said.count('good') for said in completions]"  # what these pairs teach away
+    reward.write_text(f"def mine(completions, **columns):\n    return {said}\n")
+    options = {**SICK, "probe_reward": f"{reward}:mine", "probe_tokens": 8, "on_sick": "stop"}
+    result = run(DPO(), model_dir, pairs, tmp_path / "run", **options)
+    found = next(one for one in result.summary["findings"] if one["name"] == "drift")
+    assert found["level"] == "sick" and found["evidence"]["gain"] < 0.1
+    assert result.summary["ended_at"] == found["step"] < 20
 
 
 @pytest.mark.usefixtures("drift_counts")
