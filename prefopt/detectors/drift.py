@@ -42,7 +42,7 @@ class Drift:
     all_apart: float = 0.99
     # updates whose accuracy is averaged
     lines: int = 10
-    # the highest level that is said where a reward says that it did harm: 14 of 14 warnings were right on an unseen task
+    # the highest level that is said where a reward says that it did harm: on an unseen task 14 of 14 warnings held
     most: Level = "sick"
     # and without one: 12 of 24 were on one, 24 of 24 on another (experiments/detectors)
     unverified: Level = "info"
