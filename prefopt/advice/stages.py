@@ -11,7 +11,8 @@ from prefopt.advice.rules import METHODS, noisy
 TOKENS = 256  # of a new answer, where nothing is known of its length
 PLACES = ["boxed", "hashes", "line", "number"]  # where a number may stand in an answer
 STEPS_WANTED = 50  # updates below which the batch is made smaller
-# share of wrong labels that the robust loss is told: figures of few repeated rows scatter up to one half, where it ends
+# share of wrong labels that the robust loss is told: figures of few repeated rows scatter up to one half, where it
+# ends. Chosen where 0.3 of the labels were turned round (experiments/advise)
 WRONG = 0.3
 LARGEST, SMALLEST = 32, 4  # prompts of an update
 
