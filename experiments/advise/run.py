@@ -1,5 +1,6 @@
 """Does `prefopt advise` name the method that wins? Small worlds, equal budgets, every method on the same rows.
 
+    python experiments/advise/run.py --tune        # strengths.json, on worlds of their own
     python experiments/advise/run.py               # results.json and results.md
 
 A regime is a kind of rows with a size, a share of wrong labels, a source of answers, a reward that is easy or hard to
@@ -13,13 +14,14 @@ It is right where its first method won, or where the 95 % interval of the winner
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,14 @@ from prefopt.advice.case import Case, ModelFacts
 from prefopt.advice.data import compared, figures
 from prefopt.advice.ranking import rank
 from prefopt.advice.stages import loss_options
+from prefopt.batch import Batch
 from prefopt.bench.measures import expected
 from prefopt.data import Dataset
 from prefopt.objectives import EVERY
 from prefopt.records import Example, write_json
 
 HERE = Path(__file__).resolve().parent
-SEEDS = tuple(range(7))
+SEEDS, TUNING_SEEDS = tuple(range(10)), (100, 101, 102)
 STEPS = 100
 PRICE = 0.4  # standard deviations of reward for a nat, as in experiments/objectives
 CHECK_PRICE = 0.1  # of a share of solved answers
@@ -46,17 +49,20 @@ COMPLETIONS = 8
 
 # ---------------------------------------------------------------- methods, at strengths chosen elsewhere
 
-STRENGTHS = json.loads((HERE.parent / "objectives" / "strengths.json").read_text(encoding="utf-8"))
-# method that takes one run on the rows -> the option that says how strongly, and the peak step size
-ONE_RUN: dict[str, tuple[str, float]] = {
-    "sft": ("", 1e-3),
-    "dpo": ("beta", 1e-3),
-    "ipo": ("beta", 1e-3),
-    "kto": ("beta", 1e-3),
-    "orpo": ("odds_weight", 3e-4),
-    "simpo": ("beta", 3e-4),
+STRENGTHS = HERE / "strengths.json"  # of --tune: method -> strength and peak step size
+RATES = (3e-4, 1e-3, 3e-3)
+# method that takes one run on the rows -> the option that says how strongly, and what is tried for it
+ONE_RUN: dict[str, tuple[str, tuple[float, ...]]] = {
+    "sft": ("", (0.0,)),
+    "dpo": ("beta", (0.15, 0.5, 1.5)),
+    "ipo": ("beta", (0.05, 0.15, 0.5)),
+    "kto": ("beta", (0.5, 1.5, 4.5)),
+    "orpo": ("odds_weight", (0.6, 2.0, 6.0)),
+    "simpo": ("beta", (0.15, 0.5, 1.5)),
 }
+# method that learns from rewards -> its objective; its strength is beta, in units of the price of a nat
 BY_REWARD = {"reward_rloo": "rloo", "reward_grpo": "grpo", "ppo": "ppo", "rloo": "rloo", "grpo": "grpo"}
+BETAS = (0.7, 1.0, 1.4, 2.0)
 BATCH = {"pairs": 64, "labels": 128, "demonstrations": 128, "ratings": 32}
 
 
@@ -111,12 +117,20 @@ REGIMES = (
 )
 
 
+# not judged: strengths are chosen on these, without a checker and with one
+TUNED_ON = (
+    Regime("3,000 pairs", "pairs", pairs(3_000)),
+    Regime("a checker", "demonstrations", demonstrations(3_000), check=1.0),
+)
+
+
 # ---------------------------------------------------------------- advice
 
 
 def case_of(world: Any, regime: Regime, rows: Sequence[Example]) -> Case:
     """What `prefopt advise` would see of the rows and of the reference."""
     data = figures(Dataset(list(rows), [], regime.kind, regime.kind, "bench"))
+    data = replace(data, passing=passing(world, regime, rows))
     return Case(data, model_facts(world, regime, rows), "exact" if regime.check is not None else None)
 
 
@@ -136,13 +150,21 @@ def model_facts(world: Any, regime: Regime, rows: Sequence[Example]) -> ModelFac
     return ModelFacts(100_000, True, 1.0, -statistics.fmean(found), None, own, solved, 500)
 
 
+def passing(world: Any, regime: Regime, rows: Sequence[Example]) -> float | None:
+    """Share of the rows' better answers that the checker accepts; None without one."""
+    if regime.check is None:
+        return None
+    prompt, answer = world.space.find(Batch.of(as_kind(rows, regime.kind, "demonstrations")))
+    return float((world.gold[prompt, answer] > regime.check).double().mean())
+
+
 # ---------------------------------------------------------------- runs
 
 
-def perform(regime: Regime, method: str, seed: int, advised: dict[str, Any]) -> dict[str, Any]:
+def perform(regime: Regime, method: str, seed: int, how: dict[str, float], advised: dict[str, Any]) -> dict[str, Any]:
     """Train and measure: what the policy earns, how far it went, and the one less the price of the other.
 
-    advised: options of the loss that the advice sets.
+    how: strength and rate. advised: options of the loss that the advice sets.
     """
     world = bench.world(seed, regime.reward)
     rows = regime.rows(world, seed)
@@ -150,14 +172,14 @@ def perform(regime: Regime, method: str, seed: int, advised: dict[str, Any]) -> 
     price = PRICE if regime.check is None else CHECK_PRICE
     began = time.process_time()
     if method in ONE_RUN:
-        option, rate = ONE_RUN[method]
-        objective = EVERY[method](**({option: STRENGTHS[method]} if option else {}), **advised)
+        option = ONE_RUN[method][0]
+        objective = EVERY[method](**({option: how["strength"]} if option else {}), **advised)
         shape = objective.facts.data
         fitting = as_kind(rows, regime.kind, shape)
-        training = bench.Training(STEPS, BATCH[shape], rate, seed, every=STEPS)
+        training = bench.Training(STEPS, BATCH[shape], how["rate"], seed, every=STEPS)
         found = bench.run(world, objective, fitting, training)
     else:
-        found = rewarded(world, regime, rows, method, seed, value, price)
+        found = rewarded(world, regime, rows, method, seed, value, how["strength"] * price, how["rate"])
     logp = bench.exact_logp(found.model, world.space)
     earned = expected(logp, value) - expected(world.reference, value)
     distance = bench.point(world, logp).kl
@@ -170,12 +192,12 @@ def perform(regime: Regime, method: str, seed: int, advised: dict[str, Any]) -> 
 
 
 def rewarded(
-    world: Any, regime: Regime, rows: Sequence[Example], method: str, seed: int, value: Any, price: float
+    world: Any, regime: Regime, rows: Sequence[Example], method: str, seed: int, value: Any, beta: float, rate: float
 ) -> Any:
     """A policy that learns from rewards: the checker's, or those of a model that is trained on the rows before."""
     half = STEPS if method in ("rloo", "grpo") else STEPS // 2
-    online = bench.Training(half, 1, 1e-3, seed, every=half, completions=COMPLETIONS)
-    objective = EVERY[BY_REWARD[method]](beta=price)
+    online = bench.Training(half, 1, rate, seed, every=half, completions=COMPLETIONS)
+    objective = EVERY[BY_REWARD[method]](beta=beta)
     if method in ("rloo", "grpo"):
         return bench.run(world, objective, None, online, value)
     learn = bench.Training(STEPS - half, 64, 1e-3, seed, every=STEPS)
@@ -210,35 +232,54 @@ def one(row: Example, number: int, score: float) -> Example:
 # ---------------------------------------------------------------- results
 
 
-def kept(path: Path, advised: dict[str, Any]) -> dict[str, Any] | None:
+def outcome(path: Path, regime: Regime, method: str, seed: int, how: dict[str, float], advised: dict[str, Any]) -> Any:
+    """A run's result, from its file where that was made the same way."""
+    asked = {"steps": STEPS, "regime": regime.name, **how, "advised": advised}
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return found if (found.get("steps"), found.get("advised", {})) == (STEPS, advised) else None
+        found = {}
+    if {name: found.get(name) for name in asked} != asked:
+        found = {**asked, **perform(regime, method, seed, how, advised)}
+        write_json(path, found)
+        shown = f"{how['strength']:g}, {how['rate']:g}: {found['worth']:.3f} ({found['seconds']} s)"
+        print(f"seed {seed}, {regime.name}: {method} {shown}", flush=True)
+    return found
 
 
-def gather(seeds: Sequence[int], regimes: Sequence[Regime], out: Path) -> dict[str, dict[str, dict[int, Any]]]:
+def tune(out: Path) -> dict[str, dict[str, float]]:
+    """The strength and rate of each method that are worth most on worlds that the table does not use."""
+    chosen = {}
+    for method in (*ONE_RUN, *BY_REWARD):
+        regime = TUNED_ON[1 if method in ("rloo", "grpo") else 0]
+        strengths = ONE_RUN[method][1] if method in ONE_RUN else BETAS
+        worth = {}
+        for strength, rate in itertools.product(strengths, RATES):
+            how = {"strength": strength, "rate": rate}
+            paths = [(seed, out / f"tune-{method}-{strength:g}-{rate:g}-{seed}.json") for seed in TUNING_SEEDS]
+            worth[strength, rate] = statistics.fmean(
+                outcome(path, regime, method, seed, how, {})["worth"] for seed, path in paths
+            )
+        best = max(worth, key=worth.__getitem__)
+        chosen[method] = {"strength": best[0], "rate": best[1], "worth": round(worth[best], 4)}
+    return chosen
+
+
+def gather(
+    seeds: Sequence[int], regimes: Sequence[Regime], out: Path, strengths: dict[str, dict[str, float]]
+) -> dict[str, dict[str, dict[int, Any]]]:
     """Results by regime, method and seed; each is written as it comes."""
     found: dict[str, dict[str, dict[int, Any]]] = {}
-    for seed in seeds:
-        for number, regime in enumerate(regimes):
-            world = bench.world(seed, regime.reward)
-            case = case_of(world, regime, regime.rows(world, seed))
-            ranked = rank(case)
-            for advice in ranked:
-                if advice.refused:
-                    continue
-                path = out / f"{REGIMES.index(regime)}-{advice.name}-{seed}.json"
-                advised = loss_options(case, advice.name)
-                result = kept(path, advised)
-                if result is None:
-                    result = {"steps": STEPS, "advised": advised, **perform(regime, advice.name, seed, advised)}
-                    write_json(path, result)
-                    place_in = f"seed {seed} [{number + 1}/{len(regimes)}] {regime.name}"
-                    print(f"{place_in}: {advice.name} {result['worth']:.3f} ({result['seconds']} s)", flush=True)
-                place = found.setdefault(regime.name, {}).setdefault(advice.name, {})
-                place[seed] = {**result, "points": advice.points}
+    for seed, regime in itertools.product(seeds, regimes):
+        world = bench.world(seed, regime.reward)
+        case = case_of(world, regime, regime.rows(world, seed))
+        for advice in rank(case):
+            if advice.refused:
+                continue
+            path = out / f"{REGIMES.index(regime)}-{advice.name}-{seed}.json"
+            how = {name: strengths[advice.name][name] for name in ("strength", "rate")}
+            result = outcome(path, regime, advice.name, seed, how, loss_options(case, advice.name))
+            found.setdefault(regime.name, {}).setdefault(advice.name, {})[seed] = {**result, "points": advice.points}
     return found
 
 
@@ -264,7 +305,7 @@ def judged(found: dict[str, dict[int, Any]]) -> dict[str, Any]:
     }
 
 
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 
 def interval(leads: Sequence[float]) -> tuple[float | None, float | None]:
@@ -297,10 +338,13 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--regimes", type=int, nargs="+", default=list(range(len(REGIMES))))
+    parser.add_argument("--tune", action="store_true", help="choose strengths and peak step sizes")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.tune:
+        return write_json(STRENGTHS, tune(given.out))
     chosen = [REGIMES[number] for number in given.regimes]
-    found = gather(given.seeds, chosen, given.out)
+    found = gather(given.seeds, chosen, given.out, json.loads(STRENGTHS.read_text(encoding="utf-8")))
     results = {name: judged(own) for name, own in found.items()}
     write_json(given.results, {"steps": STEPS, "price": PRICE, "check_price": CHECK_PRICE, "results": results})
     given.results.with_suffix(".md").write_text(table(results) + "\n", encoding="utf-8")

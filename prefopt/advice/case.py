@@ -12,11 +12,12 @@ class DataFacts:
     """Of a file of rows, see `prefopt.advice.data`.
 
     kind: as an objective's facts name it. rows, prompts: how many, and how many different prompts. checker: the reward
-    that can check answers by a column of the rows, and checkable: how many rows have what it needs. longer: how often
-    the better answer is the longer one, ties as one half. ties: share of compared answers that score alike. noise:
-    share of labels that must be wrong, from rows that are there more than once. shallow: how often a classifier on
-    counts of tokens tells the better answer, on rows that it has not seen. good: share of labels that are good.
-    answer_tokens, prompt_tokens: median lengths. notes: why something is None.
+    that can check answers by a column of the rows, and checkable: how many rows have what it needs. passing: share of
+    the rows' better answers that it accepts, where the model's own were checked too. longer: how often the better
+    answer is the longer one, ties as one half. ties: share of compared answers that score alike. noise: share of labels
+    that must be wrong, from rows that are there more than once. shallow: how often a classifier on counts of tokens
+    tells the better answer, on rows that it has not seen. good: share of labels that are good. answer_tokens,
+    prompt_tokens: median lengths. notes: why something is None.
     """
 
     kind: str
@@ -24,6 +25,7 @@ class DataFacts:
     prompts: int
     checker: Checker | None = None
     checkable: int = 0
+    passing: float | None = None
     longer: float | None = None
     ties: float | None = None
     noise: float | None = None

@@ -11,6 +11,7 @@ from prefopt.advice.data import compared
 from prefopt.records import Example
 
 ROWS = 48  # prompts that are answered, and rows that are scored
+CHECKED = 500  # of the rows' own answers
 TOKENS = 96  # of an answer at most
 SHORTEST = 8
 

@@ -103,6 +103,11 @@ def hopeless(case: Case) -> bool:
     return case.model is not None and case.model.solved is not None and case.model.solved < HOPELESS
 
 
+def unsolved(case: Case) -> bool:
+    """Whether the rows' answers fail the checker as the model's own do, so that imitating them would not help."""
+    return hopeless(case) and case.data.passing is not None and case.data.passing < HOPELESS
+
+
 def long_wins(case: Case) -> bool:
     return case.data.longer is not None and case.data.longer > LONG
 
@@ -291,11 +296,27 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("grpo", "rloo"),
-        lambda case: hopeless(case) and case.data.kind != "prompts",
+        lambda case: hopeless(case) and case.data.kind != "prompts" and not unsolved(case),
         -60,
         "the model solves next to none of the prompts, so groups are all failures and nothing is learnt",
         "published",
         "arXiv:2510.03971",
+    ),
+    Rule(
+        ("grpo", "rloo"),
+        unsolved,
+        -20,
+        "the model solves next to none of the prompts, and neither do the rows' own answers: little can be learnt",
+        "measured here",
+        ADVICE,
+    ),
+    Rule(
+        ("sft",),
+        unsolved,
+        -30,
+        lambda case: f"of the rows' own answers {case.data.passing:.1%} pass `{case.check}`: they teach something else",
+        "measured here",
+        ADVICE,
     ),
     # -- the machine
     *(

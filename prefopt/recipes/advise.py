@@ -13,13 +13,13 @@ import yaml
 from prefopt import config, ranks
 from prefopt.advice import data as data_side
 from prefopt.advice import model as model_side
-from prefopt.advice.case import Case, ModelFacts
+from prefopt.advice.case import Case
 from prefopt.advice.machine import device_memory
 from prefopt.advice.passes import Row
 from prefopt.advice.ranking import Advice, changes, rank, refused
 from prefopt.advice.rules import METHODS
 from prefopt.advice.stages import Stage, stages
-from prefopt.data import DataOptions, load
+from prefopt.data import DataOptions, Dataset, load
 from prefopt.data import read as reading
 from prefopt.models.load import Loaded, ModelOptions, load_tokenizer, tokenizer_source
 from prefopt.models.load import load as load_model
@@ -70,7 +70,7 @@ def advise(
     if model is not None:
         loaded = load_model(model, how, ranks.device())
         positions = getattr(text_config(loaded.model), "max_position_embeddings", None)
-        case = replace(case, model=look_at_model(loaded, source, case, options))
+        case = look_at_model(loaded, source, case, options)
         del loaded
         case = replace(case, memory=memories(case, model, source))
     ranking = rank(case)
@@ -82,8 +82,8 @@ def advise(
 # ---------------------------------------------------------------- the model
 
 
-def look_at_model(loaded: Loaded, source: str, case: Case, options: DataOptions) -> ModelFacts:
-    """The model's figures, and, where a checker is at hand, how many of its answers pass."""
+def look_at_model(loaded: Loaded, source: str, case: Case, options: DataOptions) -> Case:
+    """The case with the model's figures and, where a checker is at hand, how many of its answers, and the rows', pass."""
     policy = Policy(loaded.model)
     choose(policy)
     limit = getattr(text_config(loaded.model), "max_position_embeddings", None)
@@ -91,27 +91,49 @@ def look_at_model(loaded: Loaded, source: str, case: Case, options: DataOptions)
     kind = case.data.kind if case.data.kind != "steps" else "prompts"
     wanted: Any = "completions" if kind != "prompts" else "prompts"
     rows = load(source, loaded.tokenizer, wanted, short, answer_tokens=model_side.TOKENS if wanted == "prompts" else 0)
-    found = model_side.look(policy, loaded.tokenizer, rows.examples, kind)
+    found, data = model_side.look(policy, loaded.tokenizer, rows.examples, kind), case.data
     if case.check in ("math", "exact"):
-        found = replace(found, solved=solved(policy, loaded.tokenizer, source, short, case.check))
-    return found
+        room = model_side.TOKENS if short.max_length is None else min(model_side.TOKENS, short.max_length // 2)
+        prompts = load(source, loaded.tokenizer, "prompts", short, answer_tokens=room)
+        found = replace(found, solved=solved(policy, loaded.tokenizer, prompts, case.check))
+        data = replace(data, passing=passing(rows, prompts, case.check))
+    return replace(case, model=found, data=data)
 
 
-def solved(policy: Any, tokenizer: Any, source: str, options: DataOptions, check: str) -> float | None:
+def solved(policy: Any, tokenizer: Any, prompts: Dataset, check: str) -> float | None:
     """Share of the model's own answers that the checker passes; None where none could be scored."""
-    from prefopt.rewards import RewardOptions, build
-
-    room = model_side.TOKENS if options.max_length is None else min(model_side.TOKENS, options.max_length // 2)
-    prompts = load(source, tokenizer, "prompts", options, answer_tokens=room)
     number = min(model_side.ROWS, len(prompts.examples))
     drawn = model_side.samples(policy, tokenizer, prompts.examples[:number], 0)
-    given = [
-        Sample(row.prompt or "", tokenizer.decode(own.tokens, skip_special_tokens=True), columns=row.extra, group=n)
-        for n, (row, own) in enumerate(zip(prompts.rows[:number], drawn, strict=True))
+    return accepted(
+        check,
+        [
+            Sample(row.prompt or "", tokenizer.decode(own.tokens, skip_special_tokens=True), columns=row.extra, group=n)
+            for n, (row, own) in enumerate(zip(prompts.rows[:number], drawn, strict=True))
+        ],
+    )
+
+
+def passing(rows: Dataset, prompts: Dataset, check: str) -> float | None:
+    """Share of the rows' better answers that the checker passes; None where none could be scored.
+
+    prompts: the same rows with all of their columns.
+    """
+    columns = {row.where: row.extra for row in prompts.rows}
+    good = [
+        Sample(row.prompt or "", row.completions[row.scores.index(max(row.scores))], columns=columns[row.where])
+        for row in rows.rows
+        if row.completions and max(row.scores) > 0.5 and row.where in columns
     ]
+    return accepted(check, good[: model_side.CHECKED])
+
+
+def accepted(check: str, given: Sequence[Sample]) -> float | None:
+    """Share of those samples that the checker can score which it passes."""
+    from prefopt.rewards import RewardOptions, build
+
     reward = build(RewardOptions(math_answer=["boxed", "hashes", "line", "number"]), [check])
     try:
-        values = [score.value for score in reward(given) if score.value is not None]
+        values = [score.value for score in reward(given) if score.value is not None] if given else []
     finally:
         reward.close()
     return sum(value > 0.5 for value in values) / len(values) if values else None

@@ -14,6 +14,7 @@ from prefopt.advice.stages import stages
 
 PAIRS = DataFacts("pairs", 5_000, 5_000, answer_tokens=60, prompt_tokens=30)
 TUNED = ModelFacts(10**9, True, ends=1.0, better=1.2, worse=1.3, own=1.0, samples=48)
+UNSOLVED = replace(PAIRS, kind="demonstrations", checker="math", checkable=5_000)
 BASE = replace(TUNED, ends=0.1, template=False, better=2.5)
 
 
@@ -41,6 +42,9 @@ def first(case: Case) -> str:
             "sft",
         ),
         (Case(replace(PAIRS, kind="prompts", checker="math", checkable=5_000), replace(TUNED, solved=0.0)), "grpo"),
+        (Case(replace(UNSOLVED, passing=0.9), replace(TUNED, solved=0.0)), "sft"),
+        (Case(replace(UNSOLVED, passing=0.002), replace(TUNED, solved=0.0)), "grpo"),
+        (Case(replace(UNSOLVED, passing=0.002), replace(TUNED, solved=0.2)), "grpo"),
     ],
 )
 def test_the_first_method(case: Case, wanted: str) -> None:

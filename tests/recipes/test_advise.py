@@ -94,6 +94,19 @@ def test_the_command_looks_at_the_model_and_writes_what_runs(
         assert cli.main(["train", file, "--print-config"]) == 0
 
 
+@pytest.mark.parametrize(("right", "wanted"), [("9", "grpo"), ("7", "sft")])
+def test_where_the_model_solves_nothing_rows_that_pass_their_own_checker_are_imitated_first(
+    right: str, wanted: str, place: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    own = [{"prompt": f"three and {n}", "completion": "so it is 7", "answer": right} for n in range(40)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in own))
+    found = advise(str(rows), str(place / "model"), DataOptions(), ModelOptions())
+    assert found.case.model is not None and found.case.model.solved == 0
+    assert found.case.data.passing == (right == "7")
+    assert found.ranking[0].name == wanted
+
+
 def test_the_page_says_why_and_what_would_change_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["advise", "--data", str(place / "pairs.jsonl")]) == 0
     page = capsys.readouterr().out
