@@ -83,7 +83,7 @@ def advise(
 
 
 def look_at_model(loaded: Loaded, source: str, case: Case, options: DataOptions) -> Case:
-    """The case with the model's figures and, where a checker is at hand, how many of its answers, and the rows', pass."""
+    """The case with the model's figures and, with a checker, how many of its answers and of the rows' pass."""
     policy = Policy(loaded.model)
     choose(policy)
     limit = getattr(text_config(loaded.model), "max_position_embeddings", None)
