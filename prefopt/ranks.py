@@ -197,6 +197,6 @@ def _lost(error: BaseException) -> str:
             f"max_wait_minutes ({said})"
         )
     return (
-        f"{who} lost another{where}: it was killed, or its error stands in its own output ({said}); the same command "
-        "goes on from the newest checkpoint, if there is one"
+        f"{who} lost another{where}: it was killed, or its error stands in its own output ({said}); the same command, "
+        "without overwrite=true, goes on from the newest checkpoint, if there is one"
     )
