@@ -20,7 +20,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -247,22 +247,35 @@ def outcome(path: Path, regime: Regime, method: str, seed: int, how: dict[str, f
     return found
 
 
-def tune(out: Path) -> dict[str, dict[str, float]]:
-    """The strength and rate of each method that are worth most on worlds that the table does not use."""
-    chosen = {}
-    for method in (*ONE_RUN, *BY_REWARD):
-        regime = TUNED_ON[1 if method in ("rloo", "grpo") else 0]
-        strengths = ONE_RUN[method][1] if method in ONE_RUN else BETAS
-        worth = {}
-        for strength, rate in itertools.product(strengths, RATES):
+def tune(method: str, out: Path) -> dict[str, float]:
+    """The strength and rate of a method that are worth most on worlds that the table does not use.
+
+    Where the best stands at an edge of what is tried, the next value beyond it is tried too, once.
+    """
+    regime = TUNED_ON[1 if method in ("rloo", "grpo") else 0]
+    strengths = ONE_RUN[method][1] if method in ONE_RUN else BETAS
+    worth: dict[tuple[float, float], float] = {}
+
+    def best(strengths: Iterable[float], rates: Iterable[float]) -> tuple[float, float]:
+        for strength, rate in itertools.product(strengths, rates):
             how = {"strength": strength, "rate": rate}
             paths = [(seed, out / f"tune-{method}-{strength:g}-{rate:g}-{seed}.json") for seed in TUNING_SEEDS]
-            worth[strength, rate] = statistics.fmean(
-                outcome(path, regime, method, seed, how, {})["worth"] for seed, path in paths
-            )
-        best = max(worth, key=worth.__getitem__)
-        chosen[method] = {"strength": best[0], "rate": best[1], "worth": round(worth[best], 4)}
-    return chosen
+            own = [outcome(path, regime, method, seed, how, {})["worth"] for seed, path in paths]
+            worth[strength, rate] = statistics.fmean(own)
+        return max(worth, key=worth.__getitem__)
+
+    strength, rate = best(strengths, RATES)
+    strength, rate = best([strength], beyond(rate, RATES))
+    strength, rate = best(beyond(strength, strengths), [rate])
+    return {"strength": strength, "rate": rate, "worth": round(worth[strength, rate], 4)}
+
+
+def beyond(value: float, tried: Sequence[float]) -> list[float]:
+    """The next value, where this is the first or last of several that grow by a factor."""
+    if len(tried) < 2 or value not in (tried[0], tried[-1]):
+        return []
+    other = tried[1] if value == tried[0] else tried[-2]
+    return [float(f"{value * value / other:.2g}")]
 
 
 def gather(
@@ -342,7 +355,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.tune:
-        return write_json(STRENGTHS, tune(given.out))
+        return write_json(STRENGTHS, {method: tune(method, given.out) for method in (*ONE_RUN, *BY_REWARD)})
     chosen = [REGIMES[number] for number in given.regimes]
     found = gather(given.seeds, chosen, given.out, json.loads(STRENGTHS.read_text(encoding="utf-8")))
     results = {name: judged(own) for name, own in found.items()}
