@@ -40,19 +40,26 @@ from runs import Spec
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs" / "watch.md"
 # of each failure the task that was looked at only when its detector was frozen; thresholds were chosen on the others
-UNSEEN = {"hollow": "routes", "drift": "routes", "stall": "brackets", "orpo": "brackets"}
-DOUBLED = ("brackets", "routes")  # the unseen tasks of two rounds, with twice as many runs
+UNSEEN = dict.fromkeys(("hollow", "drift", "stall", "orpo"), "maps")
 PAIRS_ALONE = ("routes",)  # tasks in which the failures of DPO alone are made
 NAMED = {"hollow": "hollow_margin", "stall": "sparse_reward", "drift": "drift", "orpo": "orpo_start"}
 # step sizes at which a healthy run of a task gains steadily
-RATES = {"worlds": 1e-3, "sums": 3e-4, "instructions": 1e-3, "brackets": 1e-3, "routes": 1e-3}
+RATES = {"worlds": 1e-3, "sums": 3e-4, "instructions": 1e-3, "brackets": 1e-3, "routes": 1e-3, "maps": 1e-3}
 # and at which a base model is taught in one epoch of 20,000 rows
-MANY_RATES = {"worlds": 1e-3, "sums": 1e-3, "instructions": 2e-3, "brackets": 2e-3}
+MANY_RATES = {"worlds": 1e-3, "sums": 1e-3, "instructions": 2e-3, "brackets": 2e-3, "maps": 6e-3}
+MANY = {"maps": 40_000}  # those rows, where they are not 20,000
+# GRPO's, where it is not 1e-3; and a chance of success that makes it slow at first, where that is not 0.01
+STALL_RATES, SLOW = {"maps": 4e-3}, {"maps": 0.03}
 # pairs so few that training on them for long does harm
 FEW_ROWS = [60, 100, 150]
-FEW = {"brackets": [32, 40, 48], "routes": [24, 32, 40]}
-# runs of each intent; twice as many on the tasks of DOUBLED
+FEW = {"brackets": [32, 40, 48], "routes": [24, 32, 40], "maps": [24, 32, 40]}
+# runs of each intent; more on tasks that were once unseen, so that their intervals are narrow
 SIZES = {"sick": 12, "healthy": 12, "hard": 6}
+MORE = {
+    "brackets": {"sick": 24, "healthy": 24, "hard": 12},
+    "routes": {"sick": 24, "healthy": 24, "hard": 12},
+    "maps": {"sick": 44, "healthy": 42, "hard": 22},
+}
 
 # ---------------------------------------------------------------- what sick means, written before any detector ran
 
@@ -79,16 +86,17 @@ def sick(result: dict[str, Any], twin: dict[str, Any] | None) -> bool:
 # ---------------------------------------------------------------- the runs
 
 
-def plan(kinds: Iterable[str], failures: Iterable[str] = NAMED) -> list[Spec]:
+def plan(kinds: Sequence[str], failures: Iterable[str] = NAMED) -> list[Spec]:
     """All runs of these tasks, every number of them drawn from a generator of the run's own name."""
     specs = []
-    for number in range(2 * max(SIZES.values())):  # outermost, so that what is broken off is balanced
+    most = max(max(MORE.get(kind, SIZES).values()) for kind in kinds)
+    for number in range(most):  # outermost, so that what is broken off is balanced
         for failure in failures:
             for kind in kinds:
                 if kind in PAIRS_ALONE and failure not in ("hollow", "drift"):
                     continue
-                for intent, size in SIZES.items():
-                    if number < size * (2 if kind in DOUBLED else 1):
+                for intent, size in MORE.get(kind, SIZES).items():
+                    if number < size:
                         specs += MAKERS[failure](kind, intent, number)
     return list({spec.name: spec for spec in specs}.values())
 
@@ -118,15 +126,17 @@ def drift(kind: str, intent: str, seed: int) -> list[Spec]:
 def stall(kind: str, intent: str, seed: int) -> list[Spec]:
     """GRPO with a checker that the start hardly ever satisfies; often enough; nearly always, or seldom at first."""
     pick = random.Random(f"stall/{intent}/{kind}/{seed}")
-    chances = {"sick": [1e-5, 1e-4, 3e-4], "healthy": [0.05, 0.1, 0.3], "hard": [0.01, 0.95]}
-    return [Spec("stall", intent, kind, seed, "grpo", {"beta": 0.0}, "", 0, 60, chance=pick.choice(chances[intent]))]
+    chances = {"sick": [1e-5, 1e-4, 3e-4], "healthy": [0.05, 0.1, 0.3], "hard": [SLOW.get(kind, 0.01), 0.95]}
+    rate, chance = STALL_RATES.get(kind, 1e-3), pick.choice(chances[intent])
+    return [Spec("stall", intent, kind, seed, "grpo", {"beta": 0.0}, "", 0, 60, rate=rate, chance=chance)]
 
 
 def orpo(kind: str, intent: str, seed: int) -> list[Spec]:
     """ORPO on few rows from a model that cannot answer yet; from one that can; from the first on many rows."""
     pick = random.Random(f"orpo/{kind}/{seed}")
     many = intent == "hard"
-    size, steps, batch, rate = (20_000, 160, 128, MANY_RATES[kind]) if many else (pick.choice(FEW_ROWS), 80, 32, 1e-3)
+    rows, few = MANY.get(kind, 20_000), pick.choice(FEW_ROWS)
+    size, steps, batch, rate = (rows, rows // 125, 128, MANY_RATES[kind]) if many else (few, 80, 32, 1e-3)
     start = tasks.ANSWERS if intent == "healthy" else tasks.BASE
     return [Spec("orpo", intent, kind, seed, "orpo", {"odds_weight": 0.5}, "answers", size, steps, batch, rate, start)]
 

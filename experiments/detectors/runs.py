@@ -132,7 +132,7 @@ def surface(task: tasks.Task, size: int, seed: int) -> list[Example]:
     prompts = torch.randint(len(space.prompts), (size,), generator=drawn)
     mark, place, second_style = task.world.seed % 6, task.world.seed % 4, task.world.seed % 2 == 0
     probability = task.world.reference.exp()
-    if task.kind in ("sums", "brackets", "routes"):
+    if task.kind in ("sums", "brackets", "routes", "maps"):
         better, worse = marks(task)
         first, second = (
             torch.multinomial(probability[prompts] * own, 1, generator=drawn)[:, 0] for own in (better, worse)
@@ -155,9 +155,12 @@ def surface(task: tasks.Task, size: int, seed: int) -> list[Example]:
 
 def marks(task: tasks.Task) -> tuple[Tensor, Tensor]:
     """The completions with a mark and those with its opposite, [C] bool each: longer or shorter, or begun with a round
-    bracket, or a move up or down.
+    bracket, or a move up or down, or one of the fields in a certain colour or in another.
     """
     space, seed = task.world.space, task.world.seed
+    if task.kind == "maps":
+        more = space.tokens[:, 2 * seed % tasks.FIELDS] == seed % tasks.COLOURS
+        return more, ~more
     if task.kind == "sums":
         more = (space.lengths == 2) & (space.tokens[:, 1] < tasks.DIGITS) & (space.tokens[:, 0] > 0)
         less = (space.lengths == 2) & (space.tokens[:, 1] == tasks.DIGITS)

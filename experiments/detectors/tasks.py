@@ -1,11 +1,13 @@
-"""Five tasks that differ in kind, each with every completion, its probability and its true reward known.
+"""Six tasks that differ in kind, each with every completion, its probability and its true reward known.
 
 worlds: four tokens of six, judged by a random reward (docs/bench.md). sums: two digits to add up in base five, an
 answer of one or two digits that has to end by itself, judged by how far off it is. instructions: an operation on three
 symbols and a style token before the answer, judged by what is right of it. brackets: five brackets of two kinds, some
 still open, to be closed in order by an answer of up to four tokens that has to end by itself, judged by its mistakes.
 routes: the rows and columns of two fields of a board of nine, at most three moves apart, and moves from the first to
-the second that have to end by themselves, judged by how far from it they end and by the moves that led nowhere.
+the second that have to end by themselves, judged by how far from it they end and by the moves that led nowhere. maps:
+five fields with six borders, and a colour of four for each, judged by how many borders are between equal colours and by
+how many colours were used; any other colours would do as well.
 
 Letters: P prompts, C completions, L tokens of the longest completion.
 """
@@ -26,7 +28,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from prefopt import bench
 from prefopt.bench.space import next_logp
 
-KINDS = ("worlds", "sums", "instructions", "brackets", "routes")
+KINDS = ("worlds", "sums", "instructions", "brackets", "routes", "maps")
 # what a run starts from: a model that answers; the same where its twin has yet to learn to; that twin
 REFERENCE, ANSWERS, BASE = "reference", "answers", "base"
 DIGITS, SYMBOLS, STYLES, LENGTH = 5, 3, 2, 3  # sums are in base five
@@ -40,13 +42,14 @@ OPENING, OPENED, DEEPEST, MOST_MISTAKES = (
 SIDE, FARTHEST = 3, 3  # routes: of the board, moves that a field is away
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # rows and columns
 DETOUR = 0.5  # what a move that led no nearer costs, and an answer that does not end
+FIELDS, BORDERS, COLOURS, PAINT = 5, 6, 4, 0.5  # maps: PAINT is what a colour costs, in borders of equal colours
 OPERATIONS: tuple[Callable[[tuple[int, ...]], tuple[int, ...]], ...] = (
     lambda x: x,
     lambda x: x[::-1],
     lambda x: tuple((symbol + 1) % SYMBOLS for symbol in x),
     lambda x: tuple(sorted(x)),
 )
-FIT_STEPS, FIT_BATCH, FIT_RATE = 500, 128, 4e-3
+FIT_STEPS, FIT_BATCH, FIT_RATE = {"maps": 2000}, 128, 4e-3  # updates: 500 where none are given
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,9 @@ def task(kind: str, seed: int, start: str, folder: Path, chance: float = 0.0) ->
         table = _tokens(answers, space).sum(2)
         gold = _standard(raw, table)
     world = bench.World(seed, "structured", space, gold, *_reference(known, space), known)
-    measured = torch.arange(0, len(space.prompts), {"instructions": 3, "brackets": 2, "routes": 2}.get(kind, 1))
+    measured = torch.arange(
+        0, len(space.prompts), {"instructions": 3, "brackets": 2, "routes": 2, "maps": 2}.get(kind, 1)
+    )
     return Task(kind, world, accepted(world, chance), measured, table, _finished(kind, space))
 
 
@@ -232,6 +237,27 @@ def _cost(at: tuple[int, ...], goal: tuple[int, ...], answer: Sequence[int]) -> 
     return _apart(at, goal) + DETOUR * wasted
 
 
+# ---------------------------------------------------------------- maps
+
+
+def _maps() -> tuple[bench.Space, Tensor]:
+    """Ids: the colours; then, for the third field and each after it, the one or two before it that it borders on. The
+    second always borders on the first.
+    """
+    choices = [[(0,)], *([*itertools.combinations(range(at), 1), *itertools.combinations(range(at), 2)]
+                         for at in range(2, FIELDS))]  # fmt: skip
+    every = [(at, near) for at, some in enumerate(choices, 1) for near in some]
+    known = {own: number for number, own in enumerate(every)}
+    asked = [each for each in itertools.product(*choices) if sum(map(len, each)) == BORDERS]
+    prompts = [[COLOURS - 1 + known[at, near] for at, near in enumerate(each, 1) if at > 1] for each in asked]
+    space = bench.Space.of(prompts, COLOURS, FIELDS, end=False)
+    equal = space.tokens[:, :, None] == space.tokens[:, None]  # [C, FIELDS, FIELDS]
+    pairs = [[(at, other) for at, near in enumerate(each, 1) for other in near] for each in asked]
+    clashes = torch.stack([sum(equal[:, at, other].double() for at, other in own) for own in pairs])  # [P, C]
+    used = sum((space.tokens == colour).any(1).double() for colour in range(COLOURS))  # [C]
+    return space, -clashes - PAINT * used
+
+
 # ---------------------------------------------------------------- models
 
 
@@ -255,6 +281,13 @@ def _routes_teacher(start: str) -> Tensor:
     likely = (raw / 0.8).exp() * 0.3 ** space.lengths.double()
     likely = likely / likely.sum(1, keepdim=True)
     return likely if start != BASE else likely.mean(0).expand_as(raw)
+
+
+def _maps_teacher(start: str) -> Tensor:
+    """Few borders between equal colours; or, nearly half the time, what would colour some other map."""
+    likely = (_maps()[1] / 0.6).exp()
+    likely = likely / likely.sum(1, keepdim=True)
+    return likely if start != BASE else 0.55 * likely + 0.45 * likely.mean(0)
 
 
 def _sums_teacher(start: str) -> Tensor:
@@ -283,6 +316,7 @@ FITTED: dict[str, tuple[Callable[[], tuple[bench.Space, Tensor]], Callable[[str]
     "instructions": (_instructions, _instructions_teacher),
     "brackets": (_brackets, _brackets_teacher),
     "routes": (_routes, _routes_teacher),
+    "maps": (_maps, _maps_teacher),
 }
 
 
@@ -294,10 +328,10 @@ def _fitted(space: bench.Space, teacher: Tensor, name: Sequence[Any], folder: Pa
         model.load_state_dict(torch.load(file, weights_only=True))
         return model.eval().requires_grad_(False)
     adam = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01)
-    random = torch.Generator().manual_seed(int(name[1]))
-    for step in range(FIT_STEPS):
+    random, steps = torch.Generator().manual_seed(int(name[1])), FIT_STEPS.get(name[0], 500)
+    for step in range(steps):
         for group in adam.param_groups:
-            group["lr"] = FIT_RATE * min((step + 1) / 20, 1 - step / FIT_STEPS)
+            group["lr"] = FIT_RATE * min((step + 1) / 20, 1 - step / steps)
         prompts = torch.randint(len(space.prompts), (FIT_BATCH,), generator=random)
         drawn = torch.multinomial(teacher[prompts], 1, generator=random)[:, 0]
         loss = -_likelihood(model, space, prompts, drawn).mean()
