@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefopt.audit.report import Report
-from prefopt.records import InputError
+from prefopt.data.read import Row
+from prefopt.records import InputError, plain
+
+TABLES = {".csv": ",", ".tsv": "\t"}
+LINES = (".jsonl", ".ndjson", ".json")
 
 
 class Cleaned(NamedTuple):
-    """kept: the rows as the file has them. removed: where each other row stood, which checks named it and why, and
-    the row. counts: rows removed by check. partial: rows that stay, since only some of what they hold was named.
+    """rows: those that stay, as the file has them. removed: where each other row stood, which checks named it and why,
+    and the row. counts: rows removed by check. partial: rows that stay, since only some of what they hold was named.
     """
 
-    kept: list[dict[str, Any]]
+    rows: list[Row]
     removed: list[dict[str, Any]]
     counts: dict[str, int]
     partial: int
+
+    @property
+    def kept(self) -> list[dict[str, Any]]:
+        """The columns of the rows that stay."""
+        return [row.values for row in self.rows]
 
 
 def clean(report: Report, names: Sequence[str] = ()) -> Cleaned:
@@ -56,7 +70,7 @@ def clean(report: Report, names: Sequence[str] = ()) -> Cleaned:
         for line, row in enumerate(table.lines)
         if line in gone
     ]
-    kept = [row.values for line, row in enumerate(table.lines) if line not in gone]
+    kept = [row for line, row in enumerate(table.lines) if line not in gone]
     counts = Counter(name for line in gone for name in why[line])
     return Cleaned(kept, removed, dict(counts), len(why.keys() - gone))
 
@@ -64,3 +78,58 @@ def clean(report: Report, names: Sequence[str] = ()) -> Cleaned:
 def log_path(out: Path) -> Path:
     """Where the removed rows of OUT are written: OUT.removed.jsonl."""
     return out.with_name(out.name.removesuffix(".jsonl") + ".removed.jsonl")
+
+
+# ---------------------------------------------------------------- files
+
+
+def refuse_place(out: Path, *read: str | None) -> None:
+    """InputError where the rows or the record of the removed ones would take the place of what is read, or of a part
+    of it, and where no reader would know the file by its suffix.
+    """
+    if out.suffix.lower() not in (*LINES, *TABLES):
+        raise InputError(f"--fix {out}: the rows are written as text; name a file that ends in .jsonl, .csv or .tsv")
+    taken = {Path(name).resolve() for whole in read if whole for name in (whole, whole.rpartition("@")[0]) if name}
+    for file in (out, log_path(out)):
+        place = file.resolve()
+        if place in taken:
+            raise InputError(f"--fix {out}: would write over the data itself, {file}; give another file")
+        if place.parent in taken or (place.parent.name == "data" and place.parent.parent in taken):
+            raise InputError(f"--fix {out}: {file} would become a part of the data; give a file in another folder")
+
+
+def texts(cleaned: Cleaned, out: Path) -> tuple[str, str]:
+    """The rows that stay, as `out` is read by its suffix, and the record of the others as JSON lines.
+
+    InputError where the rows cannot be written so that they are read as what they were.
+    """
+    rows, suffix = cleaned.rows, out.suffix.lower()
+    removed = "".join(_line(row["where"], row) for row in cleaned.removed)
+    if len({row.untyped for row in rows}) > 1 or (suffix in TABLES and len({tuple(row.values) for row in rows}) > 1):
+        raise InputError(f"--fix {out}: the files of the data have different columns or forms; give one at a time")
+    if any(row.untyped != (suffix in TABLES) for row in rows):
+        # a cell is text, which only in CSV may stand for a number, a label or messages
+        known, wanted = ("CSV", ".csv") if rows[0].untyped else ("not CSV", ".jsonl")
+        raise InputError(f"--fix {out}: the rows are {known}; name a file that ends in {wanted}")
+    if suffix not in TABLES:
+        return "".join(_line(row.where, row.values) for row in rows), removed
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=TABLES[suffix]).writerows(
+        [list(rows[0].values), *(row.values.values() for row in rows)] if rows else []
+    )
+    return text.getvalue(), removed
+
+
+def _line(where: str, values: dict[str, Any]) -> str:
+    """One row as JSON: a number that is none as null, dates as text, half of a surrogate pair as its escape."""
+    try:
+        text = json.dumps(plain(values), ensure_ascii=False, default=_text)
+    except TypeError as error:
+        raise InputError(f"{where}: cannot be written as JSON: {error}; leave the column out") from None
+    return (json.dumps(json.loads(text)) if any("\ud800" <= c <= "\udfff" for c in text) else text) + "\n"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (date, time, Decimal)):
+        return str(value)
+    raise TypeError(f"a column holds {type(value).__name__}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefopt import catalogue, config
 from prefopt.records import InputError
-from prefopt.terminal import Parser, Stopped, as_json, complain, libraries, say, write_rows
+from prefopt.terminal import Parser, Stopped, as_json, complain, libraries, say
 
 AUDIT = """\
 prefopt audit DATA [--tokenizer DIR] [--model DIR] [--eval FILE] [--fix OUT] [--json] [key=value ...]
@@ -47,8 +47,10 @@ def audit(words: list[str]) -> None:
     source, typed = source_of(given.words)
     if given.remove and given.fix is None:
         raise InputError("--remove is read with --fix OUT only; give that too, or leave it out")
-    if given.fix is not None and given.fix.exists() and given.fix.resolve() == Path(source).resolve():
-        raise InputError(f"--fix {given.fix}: would write over the data itself; give another file")
+    if given.fix is not None:
+        from prefopt.audit.fix import refuse_place
+
+        refuse_place(given.fix, source, given.eval)
     if given.fail_on not in LEVELS:
         raise InputError(f"--fail-on {given.fail_on}: choose one of {', '.join(LEVELS)}")
     layer = config.parse_overrides([*(f"map.{word}" for word in given.map), *typed])
@@ -123,13 +125,17 @@ def _report(given: Any, source: str, options: dict[str, Any]) -> Any:
 
 
 def _fix(report: Any, out: Path, names: list[str]) -> None:
-    from prefopt.audit.fix import clean, log_path
+    from prefopt.audit.fix import clean, log_path, texts
 
     cleaned = clean(report, names)
-    write_rows(out, cleaned.kept)
-    write_rows(log_path(out), cleaned.removed)
+    for file, text in zip((out, log_path(out)), texts(cleaned, out), strict=True):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(text.encode())
+        except OSError as error:
+            raise InputError(f"{file}: cannot write: {error.strerror or error}") from None
     counts = ", ".join(f"{count:,} {name}" for name, count in cleaned.counts.items()) or "none"
-    complain(f"wrote {len(cleaned.kept):,} rows to {out}; removed {len(cleaned.removed):,} ({counts}), listed with the")
+    complain(f"wrote {len(cleaned.rows):,} rows to {out}; removed {len(cleaned.removed):,} ({counts}), listed with the")
     complain(f"reason in {log_path(out)}")
     if cleaned.partial:
         complain(f"rows that are kept, since only some of what they hold was named: {cleaned.partial:,}")

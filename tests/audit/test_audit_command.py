@@ -110,6 +110,83 @@ def test_a_line_that_is_no_row_goes_to_the_record(tmp_path: Path, capsys: Any) -
     assert len(lines(out)) == 30 and removed["checks"] == ["wrong-row"] and "cut short" in removed["why"][0]
 
 
+CSV = {
+    "label": ("prompt,completion,label", [f"q{n},an answer {n},{'True' if n % 2 else 'False'}" for n in range(20)]),
+    "scores": (
+        "prompt,chosen,rejected,score_chosen,score_rejected",
+        [f'q{n},"a, good {n}",bad {n},{n + 2},{n}' for n in range(20)],
+    ),
+    "messages": (
+        "prompt,chosen,rejected",
+        [
+            ",".join(
+                f'"[{{""role"": ""{role}"", ""content"": ""{said} {n}""}}]"'
+                for role, said in (("user", "q"), ("assistant", "good"), ("assistant", "bad"))
+            )
+            for n in range(20)
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CSV)
+def test_rows_of_csv_stay_what_they_are(name: str, tmp_path: Path, capsys: Any) -> None:
+    header, rows = CSV[name]
+    path, out = tmp_path / "rows.csv", tmp_path / "clean.csv"
+    path.write_text("\n".join([header, *rows, rows[0]]) + "\n")
+    assert "ends in .csv" in run(capsys, path, "--fix", tmp_path / "clean.jsonl", code=2)[1]
+    before = json.loads(run(capsys, path, "--fix", out, "--json")[0])
+    after = json.loads(run(capsys, out, "--json")[0])
+    assert (before["rows"], after["rows"], after["items"], after["shape"]) == (21, 20, 20, before["shape"])
+    assert "duplicate" in before["fired"]["warning"] and "duplicate" not in after["fired"]["warning"]
+
+
+def test_columns_that_json_has_no_form_for_are_written_so_that_they_are_read(tmp_path: Path, capsys: Any) -> None:
+    import datetime
+
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{**row, "day": datetime.date(2024, 5, 1), "x": float("nan")} for row in planted.pairs(4)]
+    path, out = tmp_path / "rows.parquet", tmp_path / "clean.jsonl"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    run(capsys, path, "--fix", out)
+    assert [(row["day"], row["x"]) for row in lines(out)] == [("2024-05-01", None)] * 4
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**row, "raw": b"\xff"} for row in rows]), path)
+    assert "rows.parquet:1: cannot be written as JSON" in run(capsys, path, "--fix", out, code=2)[1]
+
+
+def test_half_of_a_surrogate_pair_does_not_stop_the_cleaned_file(tmp_path: Path, capsys: Any) -> None:
+    path, out = planted.write(tmp_path / "rows.jsonl", planted.pairs(4)), tmp_path / "clean.jsonl"
+    path.write_text(path.read_text() + '{"prompt": "h", "chosen": "a \\ud800", "rejected": "b"}\n')
+    run(capsys, path, "--fix", out, "--fail-on", "never")
+    assert lines(out) == lines(path)
+
+
+@pytest.mark.parametrize(
+    ("source", "out"),
+    [
+        ("in/a.jsonl", "in/a.jsonl"),
+        ("in/a.removed.jsonl", "in/a.jsonl"),  # the record would take its place
+        ("in/a.jsonl", "in/held.jsonl"),
+        ("in", "in/a.jsonl"),
+        ("in", "in/new.jsonl"),  # the next audit would read it, too
+        ("in/a.jsonl", "out.parquet"),
+        ("in/a.jsonl", "out"),
+    ],
+)
+def test_fix_writes_over_nothing_that_is_read_and_nothing_that_cannot_be(
+    source: str, out: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    for name in ("a", "a.removed", "held"):
+        planted.write(tmp_path / "in" / f"{name}.jsonl", planted.pairs(5))
+    before = {file: file.read_bytes() for file in Path().rglob("*.jsonl")}
+    assert f"--fix {out}: " in run(capsys, source, "--eval", "in/held.jsonl", "--fix", out, code=2)[1]
+    assert {file: file.read_bytes() for file in Path().rglob("*.*") if file.is_file()} == before
+
+
 def test_leaked_rows_are_removed(tmp_path: Path, capsys: Any) -> None:
     rows = planted.pairs(30)
     path, held = planted.write(tmp_path / "a.jsonl", rows), planted.write(tmp_path / "b.jsonl", rows[:4])
