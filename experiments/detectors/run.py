@@ -385,38 +385,68 @@ def _mended(spec: Spec, name: str, end: float, specs: Sequence[Spec], out: Path)
 # ---------------------------------------------------------------- thresholds
 
 GRIDS: dict[str, dict[str, list[Any]]] = {
-    "hollow_margin": {"preference": [0.6, 0.65, 0.7], "accuracy": [0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99]},
+    "hollow_margin": {
+        "preference": [0.6, 0.65, 0.7],
+        "accuracy": [0.93, 0.95, 0.96, 0.97],
+        "gap": [0.1, 0.2, 0.3, 0.4, 9.0],
+    },
     "sparse_reward": {"failed": [0.8, 0.9, 0.95], "window": [10, 15, 20, 25, 30]},
     "drift": {"gained": [0.05, 0.1], "lost": [0.15, 0.2, 0.25], "sure": [0.25, 0.5, 0.6, 0.75, 1.0]},
     "orpo_start": {"wins": [0.45, 0.5, 0.55]},
 }
+# hollow margins where the accuracy on held-out rows is not logged
+BLIND: dict[str, list[Any]] = {"memory": [0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 1000.0]}
+MISTAKEN = {"hollow": "drift"}  # whose sick runs are easily taken for the first
+Judged = list[tuple[dict[str, Any], bool]]
 
 
 def calibrate(out: Path, failures: Iterable[str]) -> dict[str, Any]:
-    """Hits and false alarms of `sick` for every threshold, on the calibration tasks alone."""
+    """Hits and false alarms for every threshold, on the calibration tasks alone."""
     table: dict[str, Any] = {}
     for failure in failures:
-        name, kinds = NAMED[failure], [kind for kind in tasks.KINDS if kind != UNSEEN[failure]]
-        specs = with_twins(plan(kinds, [failure]))
-        known = [(kept(s, out), twin) for s in specs if (twin := kept(t, out) if (t := twin_of(s)) else None) or not t]
-        there = [(own, sick(own, twin)) for own, twin in known if own is not None]
-        plain = next(one for one in every_level() if one.name == name)
-        rows = []
-        for settings in combinations(GRIDS[name]):
-            detector = replace(plain, **settings)
-            levels = [(said(own, [detector]).get(name, {}), bad) for own, bad in there]
-            row = {"settings": settings}
-            for level in ("warn", "sick"):
-                row[level] = {
-                    "hits": sum(found.get(level) is not None for found, bad in levels if bad),
-                    "sick": sum(bad for _, bad in levels),
-                    "alarms": sum(found.get(level) is not None for found, bad in levels if not bad),
-                    "well": sum(not bad for _, bad in levels),
-                }
-            rows.append(row)
-            print(name, settings, {level: row[level] for level in ("warn", "sick")}, flush=True)
-        table[name] = rows
+        name = NAMED[failure]
+        there = judged(out, failure)
+        others = judged(out, MISTAKEN[failure]) if failure in MISTAKEN else []
+        table[name] = swept(name, GRIDS[name], there, others)
+        if failure == "hollow":
+            there, others = ([(_blind(own), bad) for own, bad in some] for some in (there, others))
+            table["hollow_margin, held-out rows unknown"] = swept(name, BLIND, there, others)
     return table
+
+
+def judged(out: Path, failure: str) -> Judged:
+    """Runs of the calibration tasks, and whether they are sick."""
+    specs = with_twins(plan([kind for kind in tasks.KINDS if kind != UNSEEN[failure]], [failure]))
+    known = [(kept(s, out), twin) for s in specs if (twin := kept(t, out) if (t := twin_of(s)) else None) or not t]
+    return [(own, sick(own, twin)) for own, twin in known if own is not None]
+
+
+def _blind(result: dict[str, Any]) -> dict[str, Any]:
+    hidden = "eval/rewards/accuracies"
+    lines = [[step, {n: v for n, v in values.items() if n != hidden}] for step, values in result["lines"]]
+    return {**result, "lines": lines}
+
+
+def swept(name: str, grid: dict[str, list[Any]], there: Judged, others: Judged) -> list[dict[str, Any]]:
+    """A detector's counts for each combination of thresholds. mistaken: of the sick runs of `others`."""
+    plain, rows = next(one for one in every_level() if one.name == name), []
+    for settings in combinations(grid):
+        detector = replace(plain, **settings)
+        levels = [(said(own, [detector]).get(name, {}), bad) for own, bad in there]
+        row: dict[str, Any] = {"settings": settings}
+        for level in ("warn", "sick"):
+            row[level] = {
+                "hits": sum(found.get(level) is not None for found, bad in levels if bad),
+                "sick": sum(bad for _, bad in levels),
+                "alarms": sum(found.get(level) is not None for found, bad in levels if not bad),
+                "well": sum(not bad for _, bad in levels),
+            }
+        if others:
+            bad = [said(own, [detector]).get(name, {}) for own, bad in others if bad]
+            row["mistaken"] = {"hits": sum(found.get("sick") is not None for found in bad), "sick": len(bad)}
+        rows.append(row)
+        print(name, row, flush=True)
+    return rows
 
 
 def combinations(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:

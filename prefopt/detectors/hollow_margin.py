@@ -18,7 +18,8 @@ class HollowMargin:
 
     The first alone is a suspicion: easy and good pairs look the same. It is confirmed, or taken back, by the preference
     accuracy on pairs that the start model wrote itself and a reward labelled (`eval/probe_accuracy`). For that it is
-    enough that pairs are told apart, by however little: with a small beta margins stay small.
+    enough that pairs are told apart, by however little: with a small beta margins stay small. A mark is in held-out
+    rows too: where they are not told apart like the trained ones, these are learnt by heart, and `drift` says that.
     """
 
     # loss of the updates below which pairs count as told apart
@@ -33,6 +34,10 @@ class HollowMargin:
     lines: int = 8
     # on-policy accuracy that even the upper end of its 95 % interval is below in a sick run
     preference: float = 0.65
+    # accuracy of the updates less that of held-out rows (`eval/rewards/accuracies`), from which on it is memory
+    gap: float = 0.2
+    # and, where that of held-out rows is not known, epochs after which pairs that come to be told apart are
+    memory: float = 4.0
     # what is said where nothing confirms it
     unverified: Level = "warn"
     needed: int = 1
@@ -48,6 +53,8 @@ class HollowMargin:
             right = keep(state.setdefault("right", []), line.get("rewards/accuracies") or 0.0, self.lines)
             state["sure"] = len(right) == self.lines and sum(right) / self.lines >= self.accuracy
             epoch = line.get("epoch")
+            if state["sure"]:
+                state.setdefault("told", epoch)
             if clear and state["sure"] and (epoch is None or epoch <= self.epochs):
                 state.setdefault("suspect", line.step)
                 state.setdefault("epoch", epoch)
@@ -79,7 +86,8 @@ class HollowMargin:
             return None
         state["verdict"] = measured
         upper = wilson_upper(measured, pairs)
-        if not (state.get("sure") or "suspect" in state) or upper >= self.preference:
+        told_apart = state.get("sure") or "suspect" in state
+        if not told_apart or upper >= self.preference or self._by_heart(state, line):
             return FINE
         return Check(
             "sick",
@@ -93,6 +101,14 @@ class HollowMargin:
             since=state.get("suspect"),
             evidence={"eval/probe_pairs": pairs, "upper": upper, **state.get("seen", {})},
         )
+
+    def _by_heart(self, state: State, line: Line) -> bool:
+        """Whether it is the rows themselves that are told apart, and not something that others have too."""
+        held_out, right = line.get("eval/rewards/accuracies"), state.get("right")
+        if held_out is not None and right:
+            return bool(sum(right) / len(right) - held_out >= self.gap)
+        told = state.get("told")
+        return told is not None and bool(told > self.memory)
 
     def _unverified(self, state: State, line: Line) -> Check:
         when = f" by epoch {state['epoch']:.2g}" if state.get("epoch") is not None else ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from streams import between, found, merged, noisy, updates
 
-from prefopt.detectors import Run
+from prefopt.detectors import Run, Watch
+from prefopt.detectors.drift import Drift
 from prefopt.detectors.hollow_margin import HollowMargin
 
 DPO = Run("dpo", {"beta": 0.1, "epochs": 1.0})
@@ -96,3 +97,51 @@ def test_rows_that_are_known_by_heart_after_epochs_are_no_hollow_margin() -> Non
 def test_the_loss_alone_says_nothing() -> None:
     assert found(HollowMargin(), updates(100, loss=0.01, epoch=0.1), DPO) is None
     assert found(HollowMargin(), updates(100, loss=0.01, rewards__accuracies=0.9, epoch=0.1), DPO) is None
+
+
+LEARNT = updates(
+    160,
+    loss=between(0.69, 0.01, 60),
+    rewards__accuracies=lambda step: 1.0 if step > 30 else 0.6,
+    rewards__margins=between(0.0, 4.0, 60),
+    epoch=lambda step: step / 2,
+)
+
+
+def evaluated(held_out: float | None, gain: float = -0.3) -> list:
+    """Evaluations at the start and after 80 and 160 updates: own answers not told apart, far from the start."""
+    known = {} if held_out is None else {"eval/rewards/accuracies": held_out}
+    values = {"eval/probe_accuracy": 0.5, "eval/probe_pairs": 200.0, "eval/probe_nll": 4.0, "eval/probe_gain": gain}
+    start = {"eval/probe_accuracy": 0.5, "eval/probe_pairs": 200.0, "eval/probe_nll": 2.0, "eval/probe_gain": 0.0}
+    error = {"eval/probe_gain_error": 0.08}
+    return [(0, {**start, **known, **error}), *((step, {**values, **known, **error}) for step in (80, 160))]
+
+
+def both(stream: list) -> dict[str, str]:
+    """Levels that last, of hollow_margin and drift in one watch."""
+    watch = Watch(Run("dpo", {"probe_reward": "math"}), [HollowMargin(), Drift()])
+    for step, values in stream:
+        watch.listen(step, values)
+    return {finding.name: finding.level for finding in watch.findings if finding.lasts}
+
+
+def test_a_mark_that_held_out_rows_have_too_is_a_hollow_margin_and_drift_its_consequence() -> None:
+    assert both(merged(LEARNT, evaluated(0.97))) == {"hollow_margin": "sick", "drift": "info"}
+
+
+def test_pairs_learnt_by_heart_are_no_hollow_margin_and_drift_says_it() -> None:
+    assert both(merged(LEARNT, evaluated(0.55))) == {"drift": "sick"}
+    # trained 1.0: told apart like held-out rows up to a difference of 0.2
+    assert "hollow_margin" in both(merged(LEARNT, evaluated(0.81)))
+    assert "hollow_margin" not in both(merged(LEARNT, evaluated(0.79)))
+    early = merged(APART, [(40, {**evaluated(0.6)[1][1]})])
+    assert found(HollowMargin(), early, DPO) is None  # however early they are told apart
+
+
+def test_where_held_out_rows_are_not_known_pairs_told_apart_after_epochs_are_learnt_by_heart() -> None:
+    assert both(merged(LEARNT, evaluated(None))) == {"drift": "sick"}  # first at update 38, epoch 19
+    for epochs, level in ((3.0, "sick"), (5.0, None)):  # all 8 updates tell them apart at update 38
+        stream = [(s, {**v, "epoch": s / 38 * epochs} if "epoch" in v else v) for s, v in LEARNT]
+        assert both(merged(stream, evaluated(None))).get("hollow_margin") == level
+    unknown = [(step, {n: v for n, v in values.items() if n != "epoch"}) for step, values in LEARNT]
+    assert both(merged(unknown, evaluated(None)))["hollow_margin"] == "sick"
