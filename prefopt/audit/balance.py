@@ -30,8 +30,9 @@ def classes(table: Table) -> Finding:
 
 def size(table: Table) -> Finding:
     """How many rows there are to learn from."""
-    total = len(table.items)
-    return Finding(fired=total < FEW, said=f"{total:,} {table.kind}, from {len(set(table.keys)):,} prompts")
+    total, prompts = len(table.items), set(table.keys) - {""}
+    said = f"{total:,} {table.kind}" + (f", from {len(prompts):,} prompts" if prompts else "")
+    return Finding(fired=total < FEW, said=said)
 
 
 CHECKS = (

@@ -101,9 +101,17 @@ class Report:
         for label, text in (("", finding.said or check.counts), ("why", check.why), ("do", check.remedy)):
             yield from _wrapped(label, text, width)
         for line, what in list(finding.rows.items())[:examples]:
-            yield _cut(f"      {Path(self.table.place(line)).name}  {what}".rstrip(), width)
+            yield _cut(f"      {Path(self.table.place(line)).name}  {self._short(line, what)}".rstrip(), width)
         if count > examples > 0:
             yield f"      and {count - examples:,} more; --json lists them"
+
+    def _short(self, line: int, what: str) -> str:
+        """What is said about a row, with the places of others short: by their line in its file, else as `file:line`."""
+        what = what.replace(f"{self.table.place(line).rpartition(':')[0]}:", "line ")
+        for table in (self.table, self.table.held):
+            if table is not None and table.lines:
+                what = what.replace(f"{Path(table.place(0)).parent}/", "")
+        return what
 
     def _rest(self, width: int) -> Iterator[str]:
         fine = [check.name for check, finding in self.findings if not finding.fired and not finding.skipped]

@@ -95,7 +95,7 @@ def noise(table: Table) -> Finding:
     share = wilson(float((found[sure] < 0).sum()), len(sure))
     assert accuracy.low is not None and share.low is not None and share.value is not None
     if accuracy.low < TELLS:
-        said = f"cannot be told from words (right in {100 * (accuracy.value or 0):.0f} %, 70 % is needed); the rows "
+        said = f"cannot be told from words (right in {100 * accuracy.low:.1f} % at least, 70 % is needed); the rows "
         said += "that they contradict most come first in the list"
         return Finding(ranked=ranked, said=said)
     said = f"about {100 * share.value:.1f} % of the labels look wrong"

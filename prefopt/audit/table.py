@@ -103,8 +103,8 @@ class Table:
 
     @cached_property
     def keys(self) -> list[str]:
-        """Each item's prompt, less differences of white space and Unicode form."""
-        return [words.folded(item.asked) for item in self.items]
+        """Each item's prompt, less differences of white space and Unicode form, with what a chat template is given."""
+        return [_given(item.record) + words.folded(item.asked) for item in self.items]
 
     @cached_property
     def answer_keys(self) -> list[tuple[str, ...]]:
@@ -299,6 +299,12 @@ def _rating_of(found: Record, record: Record) -> list[float] | None:
 def _item(line: int, record: Record, scores: list[float] | None) -> Item:
     asked, answers = _split(record)
     return Item(line, record, said(asked), [spoken(text) for text in answers], scores)
+
+
+def _given(record: Record) -> str:
+    """The tools and arguments of the chat template: with others the same turns are another prompt."""
+    given = [part for part in (record.tools, record.template) if part]
+    return json.dumps(given, sort_keys=True, ensure_ascii=False, default=str) + "\n" if given else ""
 
 
 def _split(record: Record) -> tuple[Text, list[Text]]:

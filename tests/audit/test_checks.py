@@ -35,6 +35,26 @@ def pair(prompt: str, chosen: str, rejected: str, **more: Any) -> dict[str, Any]
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
 
 
+def test_the_same_turns_with_other_tools_are_no_copy(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
+    tools = [[{"type": "function", "function": {"name": name}}] for name in ("map", "map", "clock")]
+    rows = [{"messages": turns, "tools": each} for each in tools] + [{"messages": turns}]
+    assert list(find(tmp_path, rows, "duplicate").rows) == [1]
+
+
+def test_a_copy_is_named_by_its_line_however_long_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / ("deep" * 30)
+    folder.mkdir()
+    path = planted.write(folder / "rows.jsonl", [pair("a", "b", "c"), pair("a", "b", "c"), pair("d", "e", "f")])
+    held = planted.write(tmp_path / "held.jsonl", [pair("d", "e", "f")])
+    page = audit(path, held=held).page(80)
+    assert "rows.jsonl:2  the same as line 1" in page and "rows.jsonl:3  also held.jsonl:1" in page
+
+
+def test_whole_texts_are_not_said_to_come_from_prompts(tmp_path: Path) -> None:
+    assert find(tmp_path, [{"text": f"Tale {n}."} for n in range(3)], "few-rows").said == "3 demonstrations"
+
+
 # -- words
 
 
