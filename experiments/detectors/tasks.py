@@ -79,7 +79,7 @@ class Task:
         return float((logp.exp() * value[self.measured]).sum(1).mean())
 
 
-@functools.lru_cache(maxsize=24)
+@functools.lru_cache(maxsize=48)
 def task(kind: str, seed: int, start: str, folder: Path, chance: float = 0.0) -> Task:
     """A task from a start: a model that answers (`reference`), or one that has yet to learn to (`base`).
 
