@@ -14,7 +14,7 @@ import numpy as np
 
 from prefopt.advice.case import DataFacts
 from prefopt.data import DataOptions, Dataset, load
-from prefopt.data.dataset import read_prompts
+from prefopt.data.dataset import prompt_key, read_prompts
 from prefopt.records import Example, InputError
 from prefopt.rewards.answers import COLUMNS, NUMBER, right_answers
 
@@ -53,7 +53,7 @@ def figures(data: Dataset) -> DataFacts:
     examples, kind = data.examples, data.kind
     lengths = [len(tokens) for example in examples for tokens in example.completions]
     sides = compared(examples) if kind in ("pairs", "ratings") else []
-    notes = []
+    notes = [f"{count:,} left out: {reason}" for reason, count in data.dropped.items()]
     noise = contradictions(sides)
     if sides and noise is None:
         notes.append("wrong labels: not measured, since too few rows are there more than once")
@@ -61,7 +61,8 @@ def figures(data: Dataset) -> DataFacts:
     return DataFacts(
         kind=kind,
         rows=len(examples),
-        prompts=len({tuple(example.prompt) for example in examples}),
+        # a whole text begins with no more than BOS: it is told from others as the split does; without rows, by tokens
+        prompts=len({prompt_key(row) for row in data.rows} or {tuple(example.prompt) for example in examples}),
         longer=longer(sides),
         ties=tied(examples) if kind == "ratings" else None,
         noise=noise,

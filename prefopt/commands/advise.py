@@ -42,6 +42,8 @@ def advise(words: list[str]) -> None:
         raise InputError("advise needs --data; `prefopt advise --help` shows how")
     if given.out is not None and given.model is None:
         raise InputError("--out writes a recipe, and a recipe names a model; give --model DIR")
+    if given.out is not None and given.out.suffix not in (".yaml", ".yml"):
+        raise InputError(f"--out {given.out}: `prefopt train` takes a recipe by its suffix; name a file.yaml")
     layer = config.parse_overrides([*(f"map.{word}" for word in given.map), *given.words])
     sections = {name: config.SECTIONS[name] for name in ("model", "data")}
     options = config.resolve(sections, layer)
@@ -54,7 +56,7 @@ def advise(words: list[str]) -> None:
             options["data"],
             options["model"],
             reward=given.reward,
-            room=None if given.memory is None else round(given.memory * 10**9),
+            room=memory_of(given.memory),
             folder=str(Path("runs") / (given.out.stem if given.out else "advised")),
             typed=layer,
         )
@@ -62,6 +64,15 @@ def advise(words: list[str]) -> None:
     if given.json:
         return say(as_json(as_data(found, files)))
     say("\n".join(page(found, files, catalogue.terminal_width())))
+
+
+def memory_of(gigabytes: float | None) -> int | None:
+    """--memory in bytes. InputError unless it is a size."""
+    if gigabytes is None:
+        return None
+    if not 0 < gigabytes < 10**9:  # NaN too
+        raise InputError(f"--memory {gigabytes:g}: give the gigabytes that a run may take, such as 16")
+    return round(gigabytes * 10**9)
 
 
 def advise_parser() -> Parser:
@@ -82,9 +93,11 @@ def advise_parser() -> Parser:
 def page(found: Any, files: Sequence[Path], width: int) -> list[str]:
     """The advice for a reader at a terminal."""
     able = [advice for advice in found.ranking if not advice.refused]
-    lines = [*seen(found), ""]
+    lines = [*seen(found, width), ""]
     if not able:
-        lines.append("Nothing can be trained on these rows as they are:")
+        steps = found.case.data.kind == "steps"
+        other = ", which learn from whole answers; `prefopt train prm` learns from steps:" if steps else " as they are:"
+        lines += catalogue.wrapped(f"These rows can serve none of the methods{other}", 0, width)
     for number, advice in enumerate(able[:SHOWN], 1):
         lines += [f"{number}. {advice.title}", *reasons(advice, width)]
     if rest := ", ".join(advice.title for advice in able[SHOWN:]):
@@ -96,10 +109,11 @@ def page(found: Any, files: Sequence[Path], width: int) -> list[str]:
     return [*lines, "", *next_steps(found, files)]
 
 
-def seen(found: Any) -> list[str]:
+def seen(found: Any, width: int) -> list[str]:
     """The figures, of data and model; what was not measured is left out."""
     data = {name: value for name, value in vars(found.case.data).items() if name != "notes"}
-    lines = ["data", *summary_lines(data, "  "), *(f"  {note}" for note in found.case.data.notes)]
+    lines = ["data", *summary_lines(data, "  ")]
+    lines += [line for note in found.case.data.notes for line in catalogue.wrapped(note, 4, width, "  ")]
     if found.case.model is not None:
         model = {name: value for name, value in vars(found.case.model).items() if name != "notes"}
         lines += ["model", *summary_lines(model, "  ")]
@@ -128,6 +142,8 @@ def next_steps(found: Any, files: Sequence[Path]) -> list[str]:
         return ["Run", *(f"  prefopt train {file}" for file in files)]
     if found.stages:
         return ["Runs of the first: " + ", then ".join(stage.name for stage in found.stages) + "; --out writes recipes"]
+    if all(advice.refused for advice in found.ranking):
+        return ["No recipe can be written"]
     return ["With --model and --out a recipe is written"]
 
 

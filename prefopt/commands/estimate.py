@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefopt import config
+from prefopt.commands.advise import memory_of
 from prefopt.records import InputError
 from prefopt.terminal import Parser, as_json, libraries, say
 
@@ -38,13 +39,13 @@ def estimate(words: list[str]) -> None:
     given = estimate_parser().read(words)
     if given.help:
         return say(ESTIMATE)
-    resolved = estimate_options(given)
+    resolved, allowed = estimate_options(given), memory_of(given.memory)
     with libraries(given.json):
         from prefopt.advice.machine import device_memory, speed
         from prefopt.recipes import estimate as recipe
 
         device, room = device_memory()
-        room = room if given.memory is None else round(given.memory * GIGABYTE)
+        room = room if allowed is None else allowed
         rate = speed(recipe.dtype_of(resolved["model"].dtype, device), device)
         found = recipe.estimate(resolved, device, room, rate)
         beside = [recipe.beside(resolved, name, device, room, rate, found.run.rows) for name in recipe.others(resolved)]

@@ -63,6 +63,8 @@ def advise(
     begins the names of the runs' folders. typed: options that the recipes repeat, as they were given.
     """
     tokenizer = stand_in(source) if model is None else load_tokenizer(tokenizer_source(model), how)
+    if model is None and "max_length" not in typed:
+        options = replace(options, max_length=None)  # a stand-in's tokens say nothing of what fits
     facts = data_side.look(source, tokenizer, options)
     device, free = device_memory()
     case = Case(facts, reward=reward, device=device, room=free if room is None else room)
@@ -70,6 +72,9 @@ def advise(
     if model is not None:
         loaded = load_model(model, how, ranks.device())
         positions = getattr(text_config(loaded.model), "max_position_embeddings", None)
+        if positions is not None and positions < (options.max_length or positions + 1):
+            options = replace(options, max_length=positions)
+            case = replace(case, data=data_side.look(source, tokenizer, options))
         case = look_at_model(loaded, source, case, options)
         del loaded
         case = replace(case, memory=memories(case, model, source))

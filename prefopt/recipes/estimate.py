@@ -58,7 +58,7 @@ def estimate(
     found = model_net(resolved["run"].model, resolved["model"])
     online = resolved["objective"].facts.data == "prompts"
     if rows is None:
-        rows = read_rows(resolved) if resolved["run"].data else assumed(resolved, notes)
+        rows = read_rows(resolved, notes) if resolved["run"].data else assumed(resolved, notes)
     if online:
         notes.append("every completion is taken to be max_tokens long")
     run = run_of(resolved, found, tuple(rows), device)
@@ -97,8 +97,8 @@ def model_net(model: str, options: Any) -> Net:
 # ---------------------------------------------------------------- rows
 
 
-def read_rows(resolved: Mapping[str, Any]) -> list[Row]:
-    """The training rows as token counts, in the order of the first epoch."""
+def read_rows(resolved: Mapping[str, Any], notes: list[str]) -> list[Row]:
+    """The training rows as token counts, in the order of the first epoch; what is left out, and why, goes to notes."""
     from prefopt.data import load, split
     from prefopt.data.source import Offline
     from prefopt.models.load import load_tokenizer, tokenizer_source
@@ -107,6 +107,7 @@ def read_rows(resolved: Mapping[str, Any]) -> list[Row]:
     tokenizer = load_tokenizer(tokenizer_source(run.model), resolved["model"])
     sampled = resolved["rollout"].max_tokens if facts.data == "prompts" else 0
     data = load(run.data, tokenizer, facts.data, resolved["data"], answer_tokens=sampled)
+    notes += [f"{count:,} rows are left out: {reason}" for reason, count in data.dropped.items()]
     if run.eval_data is None and run.eval_fraction and len(data.examples) > facts.least:
         data, _ = split(data, max(run.eval_fraction, facts.least / len(data.examples)), run.seed)
     order = Offline(data.examples, resolved["loop"].batch_size, seed=run.seed).order(0)

@@ -26,9 +26,10 @@ def test_wrong_labels_are_counted_from_comparisons_made_twice() -> None:
 
 def test_rows_that_are_there_once_say_nothing_of_wrong_labels() -> None:
     rows = [row([number], [[1], [2]], [1.0, 0.0]) for number in range(200)]
-    found = figures(Dataset(rows, [], "pairs", "pairs", "x"))
+    found = figures(Dataset(rows, [], "pairs", "pairs", "x", {"empty completion": 3}))
     assert found.noise is None
     assert any("not measured" in note for note in found.notes)
+    assert "3 left out: empty completion" in found.notes
 
 
 def test_the_longer_answer() -> None:

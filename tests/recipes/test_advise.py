@@ -107,6 +107,24 @@ def test_where_the_model_solves_nothing_rows_that_pass_their_own_checker_are_imi
     assert found.ranking[0].name == wanted
 
 
+def test_no_row_is_left_out_by_the_length_that_a_tokenizer_of_no_model_gives_it(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    own = [{"text": " ".join(str(word * (n + 7)) for word in range(900))} for n in range(30)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in own))
+    found = advise(str(rows), None, DataOptions(), ModelOptions()).case.data
+    assert (found.rows, found.prompts, found.notes) == (30, 30, ())
+
+
+def test_rows_that_do_not_fit_into_the_model_are_said_to_be_left_out(place: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    own = [{"prompt": f"three and {n}", "completion": "so it is 7 " * (60 if n < 9 else 1)} for n in range(20)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in own))
+    found = advise(str(rows), str(place / "model"), DataOptions(), ModelOptions())
+    assert found.stages[0].options["max_length"] == 128
+    assert found.case.data.rows == 11
+    assert found.case.data.notes == ("9 left out: longer than max_length 128",)
+
+
 def test_the_page_says_why_and_what_would_change_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["advise", "--data", str(place / "pairs.jsonl")]) == 0
     page = capsys.readouterr().out
@@ -119,12 +137,24 @@ def test_the_page_says_why_and_what_would_change_it(place: Path, capsys: pytest.
         assert word in page
 
 
+def test_rows_of_steps_are_sent_to_the_objective_that_learns_from_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path / "steps.jsonl", "steps", num=4)
+    assert cli.main(["advise", "--data", str(tmp_path / "steps.jsonl")]) == 0
+    page = capsys.readouterr().out
+    assert "`prefopt train prm` learns from steps" in " ".join(page.split())
+    assert page.endswith("No recipe can be written\n")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "advise needs --data"),
         (["--data", "x.jsonl", "--out", "r.yaml"], "give --model"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--data", "x.jsonl", "--memory", "nan"], "--memory nan: give the gigabytes"),
+        (["--data", "x.jsonl", "--model", "m", "--out", "x.jsonl"], "name a file.yaml"),
     ],
 )
 def test_a_user_error_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

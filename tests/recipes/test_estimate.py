@@ -38,12 +38,24 @@ def test_rows_come_in_the_order_and_number_of_training(place: Path) -> None:
     from prefopt.objectives import DPO
 
     trained = plan(objective=DPO(), **options)
-    found = read_rows(resolved(place, "dpo", "pairs"))
+    found = read_rows(resolved(place, "dpo", "pairs"), [])
     assert len(found) == len(trained.data.examples)
     assert sorted(row.cost() for row in found) == sorted(example.num_tokens for example in trained.data.examples)
     steps = estimate(resolved(place, "dpo", "pairs", batch_size=4, epochs=2), "cpu", None, SPEED).time
     assert steps is not None
     assert steps.updates == plan(objective=DPO(), **options, batch_size=4, epochs=2).steps
+
+
+def test_rows_that_training_leaves_out_are_counted_with_their_reason(place: Path, tmp_path: Path) -> None:
+    from prefopt.objectives import DPO
+    from prefopt.recipes.train import plan
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text((place / "pairs.jsonl").read_text() + 3 * '{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
+    trained = plan(objective=DPO(), model=str(place / "model"), data=str(rows), out="o")
+    left_out = estimate(resolved(tmp_path, "dpo", "rows", model=str(place / "model")), "cpu", None).notes
+    assert trained.data.dropped == {"chosen and rejected are equal": 3}
+    assert left_out[0] == "3 rows are left out: chosen and rejected are equal"
 
 
 def test_what_an_objective_needs_shows_in_its_parts(place: Path) -> None:
@@ -93,6 +105,7 @@ def test_what_does_not_fit_comes_with_options_or_with_none(place: Path, capsys: 
         (["dpo"], "model: missing"),
         (["dpo", "--model", "nowhere/at/all"], "no such directory"),
         (["dpo", "--model", "m", "--probe"], "--probe trains"),
+        (["dpo", "--model", "m", "--memory", "-1"], "--memory -1: give the gigabytes"),
         (["dpo", "--model", "m", "betta=1"], "did you mean beta"),
     ],
 )
