@@ -11,6 +11,9 @@ from prefopt.detectors.finding import LEVELS, rank
 from prefopt.doctor.logs import Log
 
 MEANING = {"sick": "going on is a waste", "warn": "probably wrong", "info": "worth a look"}
+LOST = (
+    "unless that update was skipped the weights are lost: go on from a checkpoint before it, with a lower learning_rate"
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,15 @@ class Diagnosis:
         """The worst of what lasts, that a recipe should mend."""
         return next((finding for finding in self.findings if finding.lasts), None)
 
+    @property
+    def verdict(self) -> str | None:
+        """The worst level of what lasts, at least a warning where numbers are not finite; healthy where nothing is.
+
+        None where nothing could be judged.
+        """
+        worst = self.worst.level if self.worst else "healthy" if self.judged else None
+        return "warn" if self.log.lost and worst in ("healthy", "info", None) else worst
+
     def summary(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         run = self.log.run
@@ -35,7 +47,8 @@ class Diagnosis:
             "objective": run.objective,
             "steps": self.log.last,
             "finished": self.log.finished,
-            "verdict": self.worst.level if self.worst else "healthy",
+            "verdict": self.verdict,
+            "not_finite": self.log.lost or None,
             "findings": [finding.summary() for finding in self.findings],
             "judged": self.judged,
             "notes": self.log.notes,
@@ -52,15 +65,15 @@ class Diagnosis:
         what = f"{run.source}, {run.objective or 'objective unknown'}, {log.last:,}{of} updates, {state}"
         lines = [f"{log.path}: {what}", *(f"note: {note}" for note in log.notes)]
         lasting = [finding for finding in self.findings if finding.lasts]
-        if not lasting:
-            return [*lines, f"healthy: none of {len(self.judged)} detectors finds anything that lasts", *self._unread()]
-        counts = [f"{sum(f.level == level for f in lasting)} {level}" for level in reversed(LEVELS)]
-        return [*lines, "findings: " + ", ".join(c for c in counts if not c.startswith("0 ")), *self._unread()]
-
-    def _unread(self) -> list[str]:
+        if log.lost:
+            lines += [f"not finite: {log.lost}", f"  {LOST}"]
         if not self.judged:
-            return ["nothing in this log can be judged: it has none of the metrics that detectors read"]
-        return []
+            return [*lines, "nothing in this log can be judged: it has none of the metrics that detectors read"]
+        if not lasting:
+            what = f"none of {len(self.judged)} detectors finds anything"
+            return [*lines, f"{what} else that lasts" if log.lost else f"healthy: {what} that lasts"]
+        counts = [f"{sum(f.level == level for f in lasting)} {level}" for level in reversed(LEVELS)]
+        return [*lines, "findings: " + ", ".join(c for c in counts if not c.startswith("0 "))]
 
 
 def diagnose(log: Log) -> Diagnosis:

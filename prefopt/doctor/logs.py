@@ -19,7 +19,7 @@ from typing import Any
 
 from prefopt import config
 from prefopt.detectors import Run
-from prefopt.doctor.names import as_number, objective_of, ours, source_of, step_of
+from prefopt.doctor.names import as_number, not_finite, objective_of, ours, source_of, step_of
 from prefopt.metrics import METRICS
 from prefopt.records import InputError
 
@@ -32,7 +32,8 @@ class Log:
     """A run's metrics. lines: (update, metrics by our names), in order. folder: where its recipe is or would be.
 
     recipe: the run's options as they were written. notes: what was left out and why, for the reader. finished: whether
-    the run says that it is over; None where its log cannot say.
+    the run says that it is over; None where its log cannot say. lost: where the loss or the gradient is not finite, in
+    words; no detector reads such numbers.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Log:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     finished: bool | None = None
+    lost: str = ""
 
     @property
     def last(self) -> int:
@@ -131,7 +133,7 @@ def _json(file: Path) -> dict[str, Any] | None:
     """A JSON object, or None where the file is not there or is being written."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -149,15 +151,17 @@ def _trainer_state(file: Path) -> Log:
         raise InputError(f"{file}: has no log_history, so it is no {STATE}")
     rows = [row for row in history if isinstance(row, dict)]
     names = {name for row in rows for name in row}
-    lines = _ordered((step_of(row), ours(row, source_of(names) or "TRL")) for row in rows)
+    source = source_of(names) or "TRL"
+    lines = _ordered((step_of(row), ours(row, source)) for row in rows)
     objective = objective_of(values for _, values in lines)
-    known = {"batch_size": state.get("train_batch_size"), "epochs": state.get("num_train_epochs")}
-    options = {name: value for name, value in known.items() if value is not None}
-    run = Run(objective, options, state.get("max_steps"), None, source="TRL")
-    finished = bool(state.get("max_steps")) and state.get("global_step") == state.get("max_steps")
+    known = {"batch_size": as_number(state.get("train_batch_size")), "epochs": as_number(state.get("num_train_epochs"))}
+    options = {name: int(value) if value.is_integer() else value for name, value in known.items() if value is not None}
+    steps = as_number(state.get("max_steps"))
+    run = Run(objective, options, int(steps) if steps and steps > 0 else None, None, source="TRL")
+    finished = run.steps is not None and state.get("global_step") == run.steps
     if not lines and rows:
         raise InputError(f"{file}: none of its metrics is known ({_some(names)}); is it a run of preference training?")
-    return Log(file, lines, run, file.parent, {}, [], finished)
+    return Log(file, lines, run, file.parent, {}, [], finished, _lost(rows, source))
 
 
 def _rows(file: Path, rows: list[dict[str, Any]], notes: list[str]) -> Log:
@@ -175,7 +179,17 @@ def _rows(file: Path, rows: list[dict[str, Any]], notes: list[str]) -> Log:
     if not any(step_of(row) is not None for row in flat):
         raise InputError(f"{file}: no column says the step (one of step, _step, global_step)")
     lines = _ordered((step_of(row), ours(row, source)) for row in flat)
-    return Log(file, lines, Run(objective_of(v for _, v in lines), source=source), file.parent, {}, notes)
+    run = Run(objective_of(v for _, v in lines), source=source)
+    return Log(file, lines, run, file.parent, {}, notes, None, _lost(flat, source))
+
+
+def _lost(rows: Iterable[Mapping[str, Any]], source: str) -> str:
+    """From where on, and how often, the loss or the gradient is not finite; empty where they are."""
+    bad = [(step_of(row) or 0, names) for row in rows if (names := not_finite(row, source))]
+    if not bad:
+        return ""
+    what = " and ".join(sorted({name for _, names in bad for name in names}))
+    return f"{what} in {len(bad):,} line{'s' * (len(bad) > 1)}, first at step {min(step for step, _ in bad):,}"
 
 
 def _is_ours(names: Iterable[str]) -> bool:
@@ -188,7 +202,7 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _some(names: Iterable[str]) -> str:
-    shown = sorted(names)[:6]
+    shown = [name[:40].encode("unicode_escape").decode() for name in sorted(names)[:6]]  # of any bytes: say no control
     return ", ".join(shown) if shown else "there are none"
 
 
@@ -213,7 +227,7 @@ def json_lines(file: Path) -> tuple[list[dict[str, Any]], list[str]]:
             continue
         try:
             row = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(texts):
                 notes.append(f"{file.name}:{number}: only a part of the last line is there; left out")
                 continue
@@ -225,6 +239,7 @@ def json_lines(file: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _table(file: Path) -> list[dict[str, Any]]:
+    csv.field_size_limit(2**31 - 1)
     try:
         with file.open(encoding="utf-8-sig", errors="replace", newline="") as text:
             reader = csv.DictReader(text, delimiter="\t" if file.suffix == ".tsv" else ",")

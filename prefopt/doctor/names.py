@@ -120,13 +120,28 @@ def ours(values: Mapping[str, Any], source: str) -> dict[str, float]:
     return found
 
 
+def not_finite(values: Mapping[str, Any], source: str) -> list[str]:
+    """Which of the loss and the gradient's norm, by our names, are logged as NaN or infinite."""
+    table, found = TABLES[source], set()
+    for name, value in values.items():
+        known = table.get(bare(name)[1])
+        if known is None or known.ours not in ("loss", "grad_norm") or isinstance(value, (bool, list, dict)):
+            continue
+        try:
+            if not math.isfinite(float(value)):
+                found.add(known.ours)
+        except (TypeError, ValueError, OverflowError):
+            continue
+    return sorted(found)
+
+
 def as_number(value: Any) -> float | None:
     """A finite number, or a text that is one (CSV); None for all else."""
     if isinstance(value, bool) or value is None or value == "":
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
@@ -147,4 +162,5 @@ def objective_of(lines: Iterable[Mapping[str, float]]) -> str | None:
         return "orpo"
     if "reward" in names or "task_reward" in names:
         return "grpo" if "zero_variance" in names else None
-    return "dpo" if "rewards/margins" in names and "nll" not in names else None
+    # KTO logs margins, too, of answers that are in no pair; CPO and its kin log the NLL of the chosen answer
+    return "dpo" if {"rewards/margins", "rewards/accuracies"} <= names and "nll" not in names else None

@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 
 from prefopt import detectors
 from prefopt.detectors import Detector, Finding, Run
-from prefopt.doctor.names import objective_of, ours
+from prefopt.doctor.diagnosis import LOST
+from prefopt.doctor.names import not_finite, objective_of, ours
 from prefopt.records import append_json
 
 log = logging.getLogger("prefopt")
@@ -41,6 +42,7 @@ class Watch(TrainerCallback):
         every = detectors.every() if watched is None else list(watched)
         self.watch = detectors.Watch(Run(source="TRL"), every, self._tell)
         self.seen: list[dict[str, float]] = []
+        self.lost = False
 
     @property
     def found(self) -> list[Finding]:
@@ -59,6 +61,9 @@ class Watch(TrainerCallback):
         """Take in what was logged; every process logs, the first one speaks."""
         if not logs or not state.is_world_process_zero:
             return
+        if not self.lost and (names := not_finite(logs, "TRL")):
+            self.lost = True
+            self.say(f"step {state.global_step}: not finite: {' and '.join(names)}; {LOST}")
         values = ours({**logs, "epoch": state.epoch}, "TRL")
         if values.keys() <= {"epoch"}:
             return

@@ -114,6 +114,48 @@ def test_names_of_trl_become_ours(tmp_path):
     assert evaluation == {"eval/reward": 0.1, "eval/loss": 0.4}
 
 
+def states(*rows: dict[str, Any], **more: Any) -> str:
+    return json.dumps({"log_history": list(rows), **more})
+
+
+PAIR = {"rewards/margins": 0.1, "rewards/accuracies": 0.5, "logps/chosen": -9.0}
+
+
+def test_a_run_whose_loss_is_no_number_is_not_called_healthy(tmp_path):
+    rows = [{"step": step, "loss": 0.7 if step < 30 else float("nan"), **PAIR} for step in range(1, 51)]
+    (tmp_path / "trainer_state.json").write_text(states(*rows, max_steps=50))
+    found = diagnose(read(tmp_path))
+    assert found.log.lost == "loss in 21 lines, first at step 30" and found.verdict == "warn"
+    assert "not finite: loss" in found.text() and "healthy" not in found.text()
+    rows = [{"step": n, "data": {**verl(n), "actor/grad_norm": float("inf") if n == 7 else 1.0}} for n in range(1, 9)]
+    assert read(write(tmp_path / "verl.jsonl", rows)).lost == "grad_norm in 1 line, first at step 7"
+
+
+def test_what_cannot_be_judged_is_not_called_healthy(tmp_path):
+    found = diagnose(read(write(tmp_path / "short.jsonl", [{"step": 1, "loss": 1.0, "epoch": 1, "entropy": 1}])))
+    assert found.judged == [] and found.verdict is None
+    assert "healthy" not in found.text() and "nothing in this log can be judged" in found.text()
+
+
+def test_kto_of_trl_is_not_taken_for_dpo(tmp_path):
+    row = {"loss": 0.5, "rewards/chosen": 0.1, "rewards/rejected": 0.0, "rewards/margins": 0.1, "kl": 0.2}
+    (tmp_path / "trainer_state.json").write_text(states(*({"step": step, **row} for step in (1, 2))))
+    assert read(tmp_path).run.objective is None
+
+
+def test_a_state_with_values_of_other_types_is_read(tmp_path):
+    odd = [7, {"step": "x", "loss": 1}, {"step": 1, "loss": 0.5, "rewards/margins": [1]}]
+    (tmp_path / "trainer_state.json").write_text(states(*odd, max_steps="many", num_train_epochs="x"))
+    log = read(tmp_path)
+    assert (log.lines, log.run.steps, log.run.options) == ([(1, {"loss": 0.5})], None, {})
+    assert diagnose(log).text()
+
+
+def test_a_long_cell_of_a_table_is_read(tmp_path):
+    (tmp_path / "log.csv").write_text("step,rewards/margins,config\n1,0.5," + "x" * 200_000 + "\n")
+    assert read(tmp_path / "log.csv").lines == [(1, {"rewards/margins": 0.5})]
+
+
 # ---------------------------------------------------------------- others
 
 
@@ -193,7 +235,10 @@ def test_tensorboard_events_are_read_or_it_is_said_what_is_missing(tmp_path):
         ("log.jsonl", "", "is empty"),
         ("log.jsonl", "7\n", "expected an object of metrics, got 7"),
         ("log.csv", "a,b\n1,2\n", "none of its columns tells"),
+        ("log.csv", "a\x1b[31m,b\n1,2\n", r"none of its columns tells .*\(a\\x1b\[31m, b\)"),  # no escape to the screen
         ("log.txt", "step 1", "not a log that is known"),
+        ("log.jsonl", "[" * 100_000 + "\n7\n", "log.jsonl:1: not JSON"),
+        ("trainer_state.json", "[" * 100_000, "not a JSON object"),
     ],
 )
 def test_what_is_no_log_is_refused_with_what_to_give(name, text, message, tmp_path):

@@ -75,6 +75,17 @@ def test_pairs_told_apart_by_a_mark_are_a_warning(tmp_path):
     assert len(said) == 1 and "hollow margin, unverified" in said[0]
 
 
+def test_a_loss_that_is_no_number_is_said_once(tmp_path):
+    from transformers import TrainerControl, TrainerState
+
+    said: list[str] = []
+    watch = Watch(say=said.append, out=tmp_path)
+    for step in range(1, 4):
+        state = TrainerState(global_step=step, epoch=step / 9)
+        watch.on_log(None, state, TrainerControl(), {"loss": float("nan"), "grad_norm": "nan", "learning_rate": 1e-5})
+    assert len(said) == 1 and said[0].startswith("step 1: not finite: grad_norm and loss; ")
+
+
 def test_what_it_does_is_one_of_two():
     with pytest.raises(ValueError, match="warn or stop"):
         Watch(on_sick="fix")  # type: ignore[arg-type]
