@@ -24,7 +24,9 @@ def classes(table: Table) -> Finding:
         return Finding(fired=True, measured=share, said=f"all {len(marks):,} labels are {'good' if good else 'bad'}")
     ratio = good / bad
     name, weight = ("undesirable_weight", ratio) if ratio > 1 else ("desirable_weight", 1 / ratio)
-    said = f"{good:,} good, {bad:,} bad; {name}={weight:.3g} makes both count alike"
+    said = f"{good:,} good, {bad:,} bad"
+    if table.kind == "labels":
+        said += f"; {name}={weight:.3g} makes both count alike"
     return Finding(fired=min(share.value, 1 - share.value) < LOPSIDED, measured=share, said=said)
 
 
@@ -41,7 +43,7 @@ CHECKS = (
         "warning",
         "the share of good answers among labels (fires where one class has less than 20 %)",
         "an objective on labels follows the larger class; with one class alone it cannot train",
-        "set desirable_weight or undesirable_weight as said, or add answers of the rarer class",
+        "set kto's desirable_weight or undesirable_weight as said, or add answers of the rarer class",
         "Ethayarajh et al. 2024, arXiv:2402.01306: weights times numbers of the two classes about equal",
         classes,
         kinds=("labels", "steps"),

@@ -197,7 +197,8 @@ CHECKS = (
         "error",
         "pairs whose chosen answer is rated below the rejected one",
         "label and rating contradict each other: one is wrong (training drops such rows and counts them)",
-        "swap or remove them; if they are many, the columns are probably exchanged (--map chosen=rejected)",
+        "swap or remove them; if they are many, the columns are probably exchanged (all four: --map chosen=rejected "
+        "--map rejected=chosen --map score_chosen=score_rejected --map score_rejected=score_chosen)",
         "order of the ratings",
         inverted,
         kinds=PAIRS,

@@ -55,6 +55,23 @@ def test_whole_texts_are_not_said_to_come_from_prompts(tmp_path: Path) -> None:
     assert find(tmp_path, [{"text": f"Tale {n}."} for n in range(3)], "few-rows").said == "3 demonstrations"
 
 
+def test_the_remedy_for_exchanged_columns_is_one(tmp_path: Path) -> None:
+    rows = [pair(f"{n}?", f"good {n}", f"bad {n}", score_chosen=1, score_rejected=2) for n in range(5)]
+    path, check = planted.write(tmp_path / "rows.jsonl", rows), AuditOptions(checks=["inverted-scores"])
+    before = audit(path, options=check)
+    said = before.findings[0][0].remedy.strip(")").split("--map ")[1:]
+    swapped = dict(part.strip().split("=") for part in said)
+    after = audit(path, DataOptions(map=swapped), check)
+    assert before.fired and not after.fired and after.table.kind == "pairs"
+
+
+def test_labels_have_a_weight_that_evens_them_out_and_steps_have_none(tmp_path: Path) -> None:
+    labels = [{"prompt": f"{n}?", "completion": "so", "label": n > 0} for n in range(9)]
+    steps = [{"prompt": f"{n}?", "completions": ["so", "then"], "labels": [True, n > 0]} for n in range(9)]
+    assert find(tmp_path, labels, "imbalance").said == "8 good, 1 bad; undesirable_weight=8 makes both count alike"
+    assert find(tmp_path, steps, "imbalance").said == "17 good, 1 bad"
+
+
 # -- words
 
 
