@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt import catalogue, config
+from prefopt.commands.given import memory_of, readable
 from prefopt.records import InputError
 from prefopt.terminal import Parser, as_json, libraries, say, summary_lines
 
@@ -47,7 +48,7 @@ def advise(words: list[str]) -> None:
     layer = config.parse_overrides([*(f"map.{word}" for word in given.map), *given.words])
     sections = {name: config.SECTIONS[name] for name in ("model", "data")}
     options = config.resolve(sections, layer)
-    with libraries(given.json):
+    with libraries(given.json), readable():
         from prefopt.recipes import advise as recipe
 
         found = recipe.advise(
@@ -64,15 +65,6 @@ def advise(words: list[str]) -> None:
     if given.json:
         return say(as_json(as_data(found, files)))
     say("\n".join(page(found, files, catalogue.terminal_width())))
-
-
-def memory_of(gigabytes: float | None) -> int | None:
-    """--memory in bytes. InputError unless it is a size."""
-    if gigabytes is None:
-        return None
-    if not 0 < gigabytes < 10**9:  # NaN too
-        raise InputError(f"--memory {gigabytes:g}: give the gigabytes that a run may take, such as 16")
-    return round(gigabytes * 10**9)
 
 
 def advise_parser() -> Parser:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt import catalogue, config
+from prefopt.commands.given import readable
 from prefopt.records import InputError
 from prefopt.terminal import Parser, Stopped, as_json, complain, libraries, say
 
@@ -57,7 +58,8 @@ def audit(words: list[str]) -> None:
     if given.model is None and (unread := [key for key in ("model_rows", "model_samples") if key in layer]):
         raise InputError(f"{unread[0]} is read with --model DIR only; give that too, or leave it out")
     sections = SECTIONS if given.model or given.tokenizer else {k: v for k, v in SECTIONS.items() if k != "model"}
-    report = _report(given, source, config.resolve(sections, layer))
+    with readable():
+        report = _report(given, source, config.resolve(sections, layer))
     if given.fix is not None:
         _fix(report, given.fix, given.remove)
     width = catalogue.terminal_width()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefopt import config
+from prefopt.commands.given import readable
 from prefopt.doctor import Diagnosis, diagnose, read
 from prefopt.doctor.mend import check, mended, write
 from prefopt.records import InputError
@@ -40,7 +41,8 @@ def doctor(words: list[str]) -> None:
     run, *overrides = given.words
     if overrides and not given.apply:
         raise InputError(f"{overrides[0]}: options are for the recipe that --apply writes; add --apply")
-    found = diagnose(read(run))
+    with readable():
+        found = diagnose(read(run))
     say(as_json(found.summary()) if given.json else found.text())
     if given.apply:
         complain(_applied(found, overrides))

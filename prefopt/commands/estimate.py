@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefopt import config
-from prefopt.commands.advise import memory_of
+from prefopt.commands.given import memory_of, readable
 from prefopt.records import InputError
 from prefopt.terminal import Parser, as_json, libraries, say
 
@@ -40,7 +40,7 @@ def estimate(words: list[str]) -> None:
     if given.help:
         return say(ESTIMATE)
     resolved, allowed = estimate_options(given), memory_of(given.memory)
-    with libraries(given.json):
+    with libraries(given.json), readable():
         from prefopt.advice.machine import device_memory, speed
         from prefopt.recipes import estimate as recipe
 

@@ -143,6 +143,7 @@ def _json(file: Path) -> dict[str, Any] | None:
 
 def _trainer_state(file: Path) -> Log:
     """A log of transformers' Trainer, and so of TRL's."""
+    file.open("rb").close()  # where it may not be read, that is said
     state = _json(file)
     if state is None:
         raise InputError(f"{file}: not a JSON object; a copy that was cut short? give the whole file")

@@ -228,6 +228,7 @@ def test_help_and_the_list_of_checks(capsys: Any) -> None:
         ([], "needs one file of rows, none is given"),
         (["a.jsonl", "b.jsonl"], "got a.jsonl b.jsonl"),
         (["a.jsonl"], "no such file"),
+        (["a" * 300 + ".jsonl"], "cannot be read: File name too long"),
         (["a.jsonl", "exampels=2"], "did you mean examples"),
         (["a.jsonl", "model_rows=5"], "read with --model"),
         (["a.jsonl", "--fixx", "b"], "did you mean --fix"),

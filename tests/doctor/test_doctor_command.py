@@ -141,3 +141,8 @@ def test_doctor_needs_no_torch():
     code = "import sys, prefopt.commands.doctor; print('torch' in sys.modules, 'transformers' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert said.stdout.split() == ["False", "False"]
+
+
+def test_a_name_that_no_file_can_have_is_one_line(capsys):
+    assert cli.main(["doctor", "a" * 300 + ".jsonl"]) == 2
+    assert "cannot be read: File name too long" in capsys.readouterr().err

@@ -104,6 +104,7 @@ def test_what_does_not_fit_comes_with_options_or_with_none(place: Path, capsys: 
         ([], "estimate what"),
         (["dpo"], "model: missing"),
         (["dpo", "--model", "nowhere/at/all"], "no such directory"),
+        (["dpo", "--model", "a" * 300], "cannot be read: File name too long"),
         (["dpo", "--model", "m", "--probe"], "--probe trains"),
         (["dpo", "--model", "m", "--memory", "-1"], "--memory -1: give the gigabytes"),
         (["dpo", "--model", "m", "betta=1"], "did you mean beta"),
