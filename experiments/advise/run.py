@@ -117,11 +117,9 @@ REGIMES = (
 )
 
 
-# not judged: strengths are chosen on these, without a checker and with one
-TUNED_ON = (
-    Regime("3,000 pairs", "pairs", pairs(3_000)),
-    Regime("a checker", "demonstrations", demonstrations(3_000), check=1.0),
-)
+# strengths are chosen on these together, without a checker and with one, on worlds of their own
+TUNED_ON = (Regime("3,000 pairs", "pairs", pairs(3_000)), Regime("300 pairs", "pairs", pairs(300)))
+TUNED_ON_CHECKER = (Regime("a checker", "demonstrations", demonstrations(3_000), check=1.0),)
 
 
 # ---------------------------------------------------------------- advice
@@ -252,15 +250,17 @@ def tune(method: str, out: Path) -> dict[str, float]:
 
     Where the best stands at an edge of what is tried, the next value beyond it is tried too, once.
     """
-    regime = TUNED_ON[1 if method in ("rloo", "grpo") else 0]
+    regimes = TUNED_ON_CHECKER if method in ("rloo", "grpo") else TUNED_ON
     strengths = ONE_RUN[method][1] if method in ONE_RUN else BETAS
     worth: dict[tuple[float, float], float] = {}
 
     def best(strengths: Iterable[float], rates: Iterable[float]) -> tuple[float, float]:
         for strength, rate in itertools.product(strengths, rates):
             how = {"strength": strength, "rate": rate}
-            paths = [(seed, out / f"tune-{method}-{strength:g}-{rate:g}-{seed}.json") for seed in TUNING_SEEDS]
-            own = [outcome(path, regime, method, seed, how, {})["worth"] for seed, path in paths]
+            own = []
+            for seed, (number, regime) in itertools.product(TUNING_SEEDS, enumerate(regimes)):
+                path = out / f"tune{number}-{method}-{strength:g}-{rate:g}-{seed}.json"
+                own.append(outcome(path, regime, method, seed, how, {})["worth"])
             worth[strength, rate] = statistics.fmean(own)
         return max(worth, key=worth.__getitem__)
 
