@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def bullet(words: str, width: int) -> list[str]:
 def next_steps(found: Any, files: Sequence[Path]) -> list[str]:
     """The commands to run."""
     if files:
-        return ["Run", *(f"  prefopt train {file}" for file in files)]
+        return ["Run", *(f"  prefopt train {shlex.quote(str(file))}" for file in files)]
     if found.stages:
         return ["Runs of the first: " + ", then ".join(stage.name for stage in found.stages) + "; --out writes recipes"]
     if all(advice.refused for advice in found.ranking):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from prefopt import config
 from prefopt.commands.given import readable
 from prefopt.doctor import Diagnosis, diagnose, read
@@ -64,11 +66,12 @@ def _applied(found: Diagnosis, overrides: list[str]) -> str:
     if not objective:
         raise InputError("the log does not say its objective; give it after --apply, such as objective=dpo")
     recipes = mended(objective, found.log.recipe, found.findings, given)
+    check({"objective": recipes[-1]["objective"], **given})  # an option that it has not would be left out unseen
     files = write(folder, recipes)
     lines = []
     for file, recipe in zip(files, recipes, strict=True):
         missing = " ".join(f"--{name} {_example(name)}" for name in check(recipe))
-        lines.append(f"wrote {file}; run `prefopt train {file}{f' {missing}' if missing else ''}`")
+        lines.append(f"wrote {file}; run `prefopt train {shlex.quote(str(file))}{f' {missing}' if missing else ''}`")
     return "\n".join(lines)
 
 

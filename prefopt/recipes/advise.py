@@ -62,6 +62,10 @@ def advise(
     reward: what the user can reward new answers by. room: bytes that a run may take, instead of what is free. folder:
     begins the names of the runs' folders. typed: options that the recipes repeat, as they were given.
     """
+    if reward is not None and reward != "judge" and not Path(reward).is_dir():
+        from prefopt.rewards import RewardOptions, build
+
+        build(RewardOptions(), [reward]).close()  # InputError for one that there is not
     tokenizer = stand_in(source) if model is None else load_tokenizer(tokenizer_source(model), how)
     if model is None and "max_length" not in typed:
         options = replace(options, max_length=None)  # a stand-in's tokens say nothing of what fits

@@ -84,6 +84,12 @@ def test_another_trainers_log_gives_a_recipe_to_be_completed(tmp_path, capsys):
     assert recipe == {"objective": "grpo", "easier_data": "easy.jsonl", "out": "run-fixed"}
 
 
+def test_the_command_to_run_can_be_pasted_where_the_path_has_spaces(tmp_path, capsys):
+    folder = own_run(tmp_path / "my run", DRIFT, RECIPE)
+    assert cli.main(["doctor", str(folder), "--apply", "beta=0.3"]) == 0
+    assert f"run `prefopt train '{folder}/fixed.yaml'`" in capsys.readouterr().err
+
+
 def test_what_no_option_mends_says_what_to_give(tmp_path, capsys):
     shutil.copy(HERE / "grpo_stalled" / "trainer_state.json", tmp_path)
     assert cli.main(["doctor", str(tmp_path), "--apply"]) == 2
@@ -124,6 +130,8 @@ def test_options_that_cannot_be_are_refused(tmp_path, capsys):
     folder = own_run(tmp_path / "run", DRIFT, RECIPE)
     assert cli.main(["doctor", str(folder), "--apply", "beta=much"]) == 2
     assert "expected a number" in capsys.readouterr().err and not (folder / "fixed.yaml").exists()
+    assert cli.main(["doctor", str(folder), "--apply", "betta=0.1"]) == 2
+    assert "did you mean beta" in capsys.readouterr().err and not (folder / "fixed.yaml").exists()
     assert cli.main(["doctor", str(folder), "beta=1"]) == 2
     assert "add --apply" in capsys.readouterr().err
     assert cli.main(["doctor"]) == 2

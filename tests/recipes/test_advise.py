@@ -154,6 +154,8 @@ def test_rows_of_steps_are_sent_to_the_objective_that_learns_from_them(
         (["--data", "x.jsonl", "--out", "r.yaml"], "give --model"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--data", "a" * 300 + ".jsonl"], "cannot be read: File name too long"),
+        (["--data", "x.jsonl", "--reward", "mth"], "did you mean math?"),
+        (["--data", "x.jsonl", "--reward", "gone.py:score"], "there is no file gone.py"),
         (["--data", "x.jsonl", "--memory", "nan"], "--memory nan: give the gigabytes"),
         (["--data", "x.jsonl", "--model", "m", "--out", "x.jsonl"], "name a file.yaml"),
     ],
