@@ -15,7 +15,7 @@ from prefopt.evaluate.statistics import wilson
 
 # UTF-8 read as Windows-1252 or Latin-1, replacement characters, control characters, escapes that were not read
 BROKEN = re.compile(
-    "\ufffd|[\u00c3\u00c2][\u0080-\u00bf]|\u00e2\u20ac[\u0080-\uffff]|\u00e2[\u0080-\u00bf]{2}|\u00f0\u0178"
+    "\ufffd|[\u00c3\u00c2][\u0080-\u00bf]|\u00e2\u20ac|\u00e2[\u0080-\u00bf]{2}|\u00f0\u0178"
     "|[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f]|\\\\u00[89a-f][0-9a-f]|\\\\u20[01][0-9a-f]"
 )
 MARKUP = re.compile(

@@ -245,7 +245,9 @@ def test_loops_are_told_from_lists() -> None:
     assert not repeats(" ".join(planted.text(random.Random(n)) for n in range(8)))
 
 
-@pytest.mark.parametrize("text", ["caf\u00c3\u00a9", "don\u00e2\u20ac\u2122t", "a\ufffdb", "a\x07b", "tr\\u00e8s"])
+@pytest.mark.parametrize(
+    "text", ["caf\u00c3\u00a9", "don\u00e2\u20ac\u2122t", "find.\u00e2\u20ac\n", "a\ufffdb", "a\x07b", "tr\\u00e8s"]
+)
 def test_broken_encodings_are_seen(text: str) -> None:
     assert BROKEN.search(text)
 
