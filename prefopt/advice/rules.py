@@ -40,7 +40,7 @@ METHODS: dict[str, Method] = {
     "sft": Method("SFT on the good answers", ("demonstrations", *COMPARED, "labels"), "", ("sft",)),
     "dpo": Method("DPO", COMPARED, "", ("dpo",)),
     "ipo": Method("IPO", COMPARED, "", ("ipo",)),
-    "kto": Method("KTO", ("labels", *COMPARED), "", ("kto",)),
+    "kto": Method("KTO", ("labels", "pairs"), "", ("kto",)),  # ratings do not say where good begins
     "orpo": Method("ORPO", COMPARED, "", ("orpo",)),
     "simpo": Method("SimPO", COMPARED, "", ("simpo",)),
     "reward_rloo": Method("a reward model, then RLOO", COMPARED, "comparisons", ("reward", "rloo")),
@@ -377,7 +377,7 @@ CHANGES: tuple[Change, ...] = (
         lambda case: f"with the {case.data.noise:.0%} of wrong labels taken out: DPO's plain loss, and a reward model",
     ),
     Change(
-        lambda case: case.base is True,
+        lambda case: case.base is True and case.data.kind != "demonstrations",
         lambda case: "with a model that was fine-tuned to answer before: no SFT first",
     ),
     Change(

@@ -56,6 +56,9 @@ def test_what_cannot_be_trained_says_why() -> None:
     assert refused["dpo"] == "the rows are labels, and it needs pairs or ratings"
     assert "--reward" in refused["grpo"]
     assert not refused["kto"]
+    refused = {advice.name: advice.refused for advice in rank(Case(replace(PAIRS, kind="ratings")))}
+    assert refused["kto"] == "the rows are ratings, and it needs labels or pairs"
+    assert not refused["dpo"]
 
 
 def test_nothing_can_be_trained_on_prompts_alone_and_the_way_out_is_said() -> None:
