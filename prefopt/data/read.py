@@ -51,12 +51,16 @@ class Row:
 def read(source: str | Path) -> Iterator[Row | RowError]:
     """The rows of a file, a directory or a hub dataset, bad rows as the error that names them.
 
-    InputError where the source as a whole cannot be read: missing, empty, unknown suffix, not the format it claims.
+    InputError where the source as a whole cannot be read: missing, empty, no rights, unknown suffix, not the format it
+    claims.
     """
     found = False
-    for item in _open(source):
-        found = True
-        yield item
+    try:
+        for item in _open(source):
+            found = True
+            yield item
+    except OSError as error:
+        raise InputError(f"{error.filename or source}: cannot be read: {error.strerror or error}") from None
     if not found:
         raise InputError(f"{source}: the file holds no rows; check that it was written to the end")
 

@@ -238,3 +238,20 @@ def test_any_json_objects_are_read_back_from_lines_and_from_an_array(
     folder = tmp_path_factory.mktemp("any")
     assert values(write(folder / "r.jsonl", lines(*items))) == items
     assert values(write(folder / "r.json", json.dumps(items, indent=indent).encode())) == items
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json.gz", "rows.csv"])
+def test_a_file_without_rights_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything, so the system's refusal is put in its place."""
+    path = tmp_path / name
+    path.write_bytes(b"[]")
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("io.open", refused)
+    monkeypatch.setattr("builtins.open", refused)
+    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(gzip, "open", refused)
+    with pytest.raises(InputError, match=f"{name}: cannot be read: Permission denied"):
+        list(read(path))
