@@ -42,9 +42,9 @@ class Drift:
     all_apart: float = 0.99
     # updates whose accuracy is averaged
     lines: int = 10
-    # the highest level that is said where a reward says that it did harm: on an unseen task 14 of 14 warnings held
+    # the highest level that is said where a reward says that it did harm: on an unseen task 41 of 43 warnings held
     most: Level = "sick"
-    # and without one: 12 of 24 were on one, 24 of 24 on another (experiments/detectors)
+    # and without one: 12 of 24 were on one, 41 of 44 on another (experiments/detectors)
     unverified: Level = "info"
     needed: int = 1
     among: int = 1
