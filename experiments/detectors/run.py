@@ -41,10 +41,18 @@ HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs" / "watch.md"
 # of each failure the task that was looked at only when its detector was frozen; thresholds were chosen on the others
 UNSEEN = dict.fromkeys(("hollow", "drift", "stall", "orpo"), "maps")
-PAIRS_ALONE = ("routes",)  # tasks in which the failures of DPO alone are made
+PAIRS_ALONE = ("routes", "coins")  # tasks in which the failures of DPO alone are made
 NAMED = {"hollow": "hollow_margin", "stall": "sparse_reward", "drift": "drift", "orpo": "orpo_start"}
 # step sizes at which a healthy run of a task gains steadily
-RATES = {"worlds": 1e-3, "sums": 3e-4, "instructions": 1e-3, "brackets": 1e-3, "routes": 1e-3, "maps": 1e-3}
+RATES = {
+    "worlds": 1e-3,
+    "sums": 3e-4,
+    "instructions": 1e-3,
+    "brackets": 1e-3,
+    "routes": 1e-3,
+    "maps": 1e-3,
+    "coins": 1e-3,
+}
 # and at which a base model is taught in one epoch of 20,000 rows
 MANY_RATES = {"worlds": 1e-3, "sums": 1e-3, "instructions": 2e-3, "brackets": 2e-3, "maps": 6e-3}
 MANY = {"maps": 40_000}  # those rows, where they are not 20,000
@@ -52,13 +60,14 @@ MANY = {"maps": 40_000}  # those rows, where they are not 20,000
 STALL_RATES, SLOW = {"maps": 4e-3}, {"maps": 0.03}
 # pairs so few that training on them for long does harm
 FEW_ROWS = [60, 100, 150]
-FEW = {"brackets": [32, 40, 48], "routes": [24, 32, 40], "maps": [24, 32, 40]}
+FEW = {"brackets": [32, 40, 48], "routes": [24, 32, 40], "maps": [24, 32, 40], "coins": [10, 13, 16]}
 # runs of each intent; more on tasks that were once unseen, so that their intervals are narrow
 SIZES = {"sick": 12, "healthy": 12, "hard": 6}
 MORE = {
     "brackets": {"sick": 24, "healthy": 24, "hard": 12},
     "routes": {"sick": 24, "healthy": 24, "hard": 12},
     "maps": {"sick": 44, "healthy": 42, "hard": 22},
+    "coins": {"sick": 44, "healthy": 42, "hard": 22},
 }
 
 # ---------------------------------------------------------------- what sick means, written before any detector ran

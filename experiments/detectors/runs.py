@@ -132,7 +132,7 @@ def surface(task: tasks.Task, size: int, seed: int) -> list[Example]:
     prompts = torch.randint(len(space.prompts), (size,), generator=drawn)
     mark, place, second_style = task.world.seed % 6, task.world.seed % 4, task.world.seed % 2 == 0
     probability = task.world.reference.exp()
-    if task.kind in ("sums", "brackets", "routes", "maps"):
+    if task.kind in ("sums", "brackets", "routes", "maps", "coins"):
         better, worse = marks(task)
         first, second = (
             torch.multinomial(probability[prompts] * own, 1, generator=drawn)[:, 0] for own in (better, worse)
@@ -155,9 +155,18 @@ def surface(task: tasks.Task, size: int, seed: int) -> list[Example]:
 
 def marks(task: tasks.Task) -> tuple[Tensor, Tensor]:
     """The completions with a mark and those with its opposite, [C] bool each: longer or shorter, or begun with a round
-    bracket, or a move up or down, or one of the fields in a certain colour or in another.
+    bracket, or a move up or down, or one of the fields in a certain colour or in another, or many coins rather than
+    few, the largest first rather than the smallest, two alike at first or not.
     """
     space, seed = task.world.space, task.world.seed
+    if task.kind == "coins":
+        one, two, many = space.tokens[:, 0], space.tokens[:, 1], space.lengths > 2
+        paid = many & (two < len(tasks.COINS))
+        return [
+            (space.lengths > 3, (space.lengths > 1) & ~(space.lengths > 3)),
+            (one == len(tasks.COINS) - 1, one == 0),
+            (paid & (one == two), paid & (one != two)),
+        ][seed % 3]
     if task.kind == "maps":
         more = space.tokens[:, 2 * seed % tasks.FIELDS] == seed % tasks.COLOURS
         return more, ~more

@@ -1,4 +1,4 @@
-"""Six tasks that differ in kind, each with every completion, its probability and its true reward known.
+"""Seven tasks that differ in kind, each with every completion, its probability and its true reward known.
 
 worlds: four tokens of six, judged by a random reward (docs/bench.md). sums: two digits to add up in base five, an
 answer of one or two digits that has to end by itself, judged by how far off it is. instructions: an operation on three
@@ -7,7 +7,9 @@ still open, to be closed in order by an answer of up to four tokens that has to 
 routes: the rows and columns of two fields of a board of nine, at most three moves apart, and moves from the first to
 the second that have to end by themselves, judged by how far from it they end and by the moves that led nowhere. maps:
 five fields with six borders, and a colour of four for each, judged by how many borders are between equal colours and by
-how many colours were used; any other colours would do as well.
+how many colours were used; any other colours would do as well. coins: an amount and a coin that may not be used, to be
+paid with up to four coins and an end, judged by what is missing or too much, by how many coins were used and by the
+forbidden one.
 
 Letters: P prompts, C completions, L tokens of the longest completion.
 """
@@ -28,7 +30,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from prefopt import bench
 from prefopt.bench.space import next_logp
 
-KINDS = ("worlds", "sums", "instructions", "brackets", "routes", "maps")
+KINDS = ("worlds", "sums", "instructions", "brackets", "routes", "maps", "coins")
 # what a run starts from: a model that answers; the same where its twin has yet to learn to; that twin
 REFERENCE, ANSWERS, BASE = "reference", "answers", "base"
 DIGITS, SYMBOLS, STYLES, LENGTH = 5, 3, 2, 3  # sums are in base five
@@ -43,13 +45,15 @@ SIDE, FARTHEST = 3, 3  # routes: of the board, moves that a field is away
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # rows and columns
 DETOUR = 0.5  # what a move that led no nearer costs, and an answer that does not end
 FIELDS, BORDERS, COLOURS, PAINT = 5, 6, 4, 0.5  # maps: PAINT is what a colour costs, in borders of equal colours
+COINS, AMOUNT, MOST_COINS = (1, 3, 4, 7), 20, 4  # coins: their values, the largest amount, of an answer
+COIN, FORBIDDEN, OFF = 0.5, 2.0, 8.0  # what each coin costs, in units off the amount, a forbidden one, and the most
 OPERATIONS: tuple[Callable[[tuple[int, ...]], tuple[int, ...]], ...] = (
     lambda x: x,
     lambda x: x[::-1],
     lambda x: tuple((symbol + 1) % SYMBOLS for symbol in x),
     lambda x: tuple(sorted(x)),
 )
-FIT_STEPS, FIT_BATCH, FIT_RATE = {"maps": 2000}, 128, 4e-3  # updates: 500 where none are given
+FIT_STEPS, FIT_BATCH, FIT_RATE = {"maps": 2000, "coins": 1000}, 128, 4e-3  # updates: 500 where none are given
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,14 +99,14 @@ def task(kind: str, seed: int, start: str, folder: Path, chance: float = 0.0) ->
         gold = _standard(raw, table)
     world = bench.World(seed, "structured", space, gold, *_reference(known, space), known)
     measured = torch.arange(
-        0, len(space.prompts), {"instructions": 3, "brackets": 2, "routes": 2, "maps": 2}.get(kind, 1)
+        0, len(space.prompts), {"instructions": 3, "brackets": 2, "routes": 2, "maps": 2, "coins": 2}.get(kind, 1)
     )
     return Task(kind, world, accepted(world, chance), measured, table, _finished(kind, space))
 
 
 def _finished(kind: str, space: bench.Space) -> Tensor:
     """[C] bool. In sums two digits are an answer as they are."""
-    end = {"brackets": 2 * OPENING, "routes": len(MOVES)}.get(kind)
+    end = {"brackets": 2 * OPENING, "routes": len(MOVES), "coins": len(COINS)}.get(kind)
     return (space.tokens == end).any(1) if end is not None else torch.ones(len(space.tokens)) > 0
 
 
@@ -258,6 +262,24 @@ def _maps() -> tuple[bench.Space, Tensor]:
     return space, -clashes - PAINT * used
 
 
+# ---------------------------------------------------------------- coins
+
+
+def _coins() -> tuple[bench.Space, Tensor]:
+    """Ids: the coins and the end; then the amount; then the coin that may not be used, or that any may."""
+    first = len(COINS) + 1
+    asked = [(amount, coin) for amount in range(1, AMOUNT + 1) for coin in range(len(COINS) + 1)]
+    space = bench.Space.of(
+        [[first + a - 1, first + AMOUNT + c] for a, c in asked], len(COINS), MOST_COINS + 1, end=True
+    )
+    counts = torch.stack([(space.tokens == coin).sum(1) for coin in range(len(COINS))], 1).double()  # [C, coins]
+    amounts, forbidden = (torch.tensor(own) for own in zip(*asked, strict=True))
+    off = (counts @ torch.tensor(COINS).double() - amounts[:, None]).abs().clamp(max=OFF)  # [P, C]
+    used = torch.cat([counts, torch.zeros(len(counts), 1)], 1).T[forbidden] > 0  # [P, C]
+    unended = ~(space.tokens == len(COINS)).any(1)
+    return space, -off - COIN * counts.sum(1) - FORBIDDEN * used - FORBIDDEN * unended
+
+
 # ---------------------------------------------------------------- models
 
 
@@ -290,6 +312,14 @@ def _maps_teacher(start: str) -> Tensor:
     return likely if start != BASE else 0.55 * likely + 0.45 * likely.mean(0)
 
 
+def _coins_teacher(start: str) -> Tensor:
+    """Near the amount; or what would pay some other one."""
+    space, raw = _coins()
+    likely = (raw / 1.5).exp() * 0.6 ** space.lengths.double()
+    likely = likely / likely.sum(1, keepdim=True)
+    return likely if start != BASE else likely.mean(0).expand_as(raw)
+
+
 def _sums_teacher(start: str) -> Tensor:
     """Near the sum; or any sum of two digits, whatever was asked."""
     off = _off(_sums()[0])
@@ -317,6 +347,7 @@ FITTED: dict[str, tuple[Callable[[], tuple[bench.Space, Tensor]], Callable[[str]
     "brackets": (_brackets, _brackets_teacher),
     "routes": (_routes, _routes_teacher),
     "maps": (_maps, _maps_teacher),
+    "coins": (_coins, _coins_teacher),
 }
 
 
