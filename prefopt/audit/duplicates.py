@@ -8,7 +8,7 @@ import numpy as np
 
 from prefopt.audit.check import Check, Finding, of_items
 from prefopt.audit.similar import SIMILARITY, Sets, candidates, least, signature
-from prefopt.audit.table import Table
+from prefopt.audit.table import Table, given
 
 LEE = "Lee et al. 2022, arXiv:2107.06499: Jaccard index of 0.8"
 
@@ -31,7 +31,10 @@ def exact(table: Table) -> Finding:
 
 
 def near(table: Table) -> Finding:
-    """Items of which prompt and every completion are nearly those of an earlier one, but not to the letter."""
+    """Items of which prompt and every completion are nearly those of an earlier one, but not to the letter.
+
+    Labels are the same, and what a chat template is given.
+    """
     each = table.num_answers
     if not each and table.kind != "prompts":
         return Finding(skipped="the rows hold different numbers of completions")
@@ -40,8 +43,9 @@ def near(table: Table) -> Finding:
     for place in range(each):
         signs = np.minimum(signs, answers[place::each])
     asked, answered = Sets(table.asked_corpus), Sets(table.corpus)
-    labels: dict[tuple[float, ...], int] = {}
-    label = np.array([labels.setdefault(tuple(item.record.scores), len(labels)) for item in table.items])
+    labels: dict[tuple[object, ...], int] = {}
+    kinds = [(tuple(item.record.scores), given(item.record)) for item in table.items]
+    label = np.array([labels.setdefault(kind, len(labels)) for kind in kinds])
     found: dict[int, str] = {}
     done = np.zeros(len(signs), bool)
     done[list(_exact(table))] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -107,10 +108,15 @@ class Report:
 
     def _short(self, line: int, what: str) -> str:
         """What is said about a row, with the places of others short: by their line in its file, else as `file:line`."""
-        what = what.replace(f"{self.table.place(line).rpartition(':')[0]}:", "line ")
+        # only whole places: a.jsonl is also the end of data.jsonl and of held/a.jsonl
+        own = self.table.place(line).rpartition(":")[0]
+        what = re.sub(rf"(?<!\S){re.escape(own)}:(?=\d)", "line ", what)
+        other = rf"(?!{re.escape(Path(own).name)}:)[^/]*:\d"
         for table in (self.table, self.table.held):
             if table is not None and table.lines:
-                what = what.replace(f"{Path(table.place(0)).parent}/", "")
+                folder = Path(table.place(0)).parent
+                what = re.sub(rf"(?<!\S){re.escape(str(folder))}/(?={other})", "", what)
+                what = re.sub(rf"(?<!\S){re.escape(str(folder.parent))}/(?=[^/]*/[^/]*:\d)", "", what)
         return what
 
     def _rest(self, width: int) -> Iterator[str]:

@@ -104,7 +104,7 @@ class Table:
     @cached_property
     def keys(self) -> list[str]:
         """Each item's prompt, less differences of white space and Unicode form, with what a chat template is given."""
-        return [_given(item.record) + words.folded(item.asked) for item in self.items]
+        return [given(item.record) + words.folded(item.asked) for item in self.items]
 
     @cached_property
     def answer_keys(self) -> list[tuple[str, ...]]:
@@ -301,10 +301,10 @@ def _item(line: int, record: Record, scores: list[float] | None) -> Item:
     return Item(line, record, said(asked), [spoken(text) for text in answers], scores)
 
 
-def _given(record: Record) -> str:
+def given(record: Record) -> str:
     """The tools and arguments of the chat template: with others the same turns are another prompt."""
-    given = [part for part in (record.tools, record.template) if part]
-    return json.dumps(given, sort_keys=True, ensure_ascii=False, default=str) + "\n" if given else ""
+    parts = [part for part in (record.tools, record.template) if part]
+    return json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str) + "\n" if parts else ""
 
 
 def _split(record: Record) -> tuple[Text, list[Text]]:

@@ -40,6 +40,7 @@ def test_the_same_turns_with_other_tools_are_no_copy(tmp_path: Path) -> None:
     tools = [[{"type": "function", "function": {"name": name}}] for name in ("map", "map", "clock")]
     rows = [{"messages": turns, "tools": each} for each in tools] + [{"messages": turns}]
     assert list(find(tmp_path, rows, "duplicate").rows) == [1]
+    assert not find(tmp_path, rows, "near-duplicate").rows
 
 
 def test_a_copy_is_named_by_its_line_however_long_the_folder(tmp_path: Path) -> None:
@@ -49,6 +50,21 @@ def test_a_copy_is_named_by_its_line_however_long_the_folder(tmp_path: Path) -> 
     held = planted.write(tmp_path / "held.jsonl", [pair("d", "e", "f")])
     page = audit(path, held=held).page(80)
     assert "rows.jsonl:2  the same as line 1" in page and "rows.jsonl:3  also held.jsonl:1" in page
+
+
+@pytest.mark.parametrize(
+    ("held", "shown"), [("more_rows.jsonl", "more_rows.jsonl:1"), ("b/rows.jsonl", "b/rows.jsonl:1")]
+)
+def test_another_file_whose_name_ends_alike_keeps_its_name(
+    held: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("b").mkdir()
+    path, other = (
+        planted.write(Path("rows.jsonl"), [pair("a", "b", "c")]),
+        planted.write(Path(held), [pair("a", "d", "e")]),
+    )
+    assert f"rows.jsonl:1  also {shown}" in audit(path, held=other).page(80)
 
 
 def test_whole_texts_are_not_said_to_come_from_prompts(tmp_path: Path) -> None:
