@@ -60,10 +60,10 @@ def audit(words: list[str]) -> None:
     sections = SECTIONS if given.model or given.tokenizer else {k: v for k, v in SECTIONS.items() if k != "model"}
     with readable():
         report = _report(given, source, config.resolve(sections, layer))
-    if given.fix is not None:
-        _fix(report, given.fix, given.remove)
     width = catalogue.terminal_width()
     say(as_json(report.data()) if given.json else report.page(width, report_examples(layer)))
+    if given.fix is not None:
+        _fix(report, given.fix, given.remove)
     failed = [] if given.fail_on == "never" else report.at_least(given.fail_on)
     if failed:
         raise Stopped(f"{source}: {', '.join(failed)}")
