@@ -331,6 +331,8 @@ def _parquet(path: Path) -> Iterator[Row | RowError]:
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(f"{path}:{number}", values)
+    except PermissionError as error:
+        raise PermissionError(error.errno, "Permission denied", str(path)) from None  # Arrow's names no file
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # names and dates that are none
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: not a whole Parquet file ({why}); write or copy it again") from None

@@ -240,6 +240,18 @@ def test_any_json_objects_are_read_back_from_lines_and_from_an_array(
     assert values(write(folder / "r.json", json.dumps(items, indent=indent).encode())) == items
 
 
+def test_a_parquet_file_without_rights_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Failed to open local file. Detail: [errno 13] Permission denied")
+
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", refused)
+    with pytest.raises(InputError, match=r"rows\.parquet: cannot be read: Permission denied"):
+        list(read(tmp_path / "rows.parquet"))
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json.gz", "rows.csv"])
 def test_a_file_without_rights_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may read everything, so the system's refusal is put in its place."""
