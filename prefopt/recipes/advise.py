@@ -26,6 +26,8 @@ from prefopt.models.load import load as load_model
 from prefopt.models.policy import Policy, choose, text_config
 from prefopt.recipes.estimate import COMPLETIONS, Estimate, estimate
 from prefopt.records import InputError, Sample
+from prefopt.rewards import RewardOptions, build
+from prefopt.rewards.options import BUILT_IN
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 PIECES = 4096  # of a tokenizer made from the rows, where no model is named
@@ -62,9 +64,7 @@ def advise(
     reward: what the user can reward new answers by. room: bytes that a run may take, instead of what is free. folder:
     begins the names of the runs' folders. typed: options that the recipes repeat, as they were given.
     """
-    if reward is not None and reward != "judge" and not Path(reward).is_dir():
-        from prefopt.rewards import RewardOptions, build
-
+    if reward is not None and reward not in (*BUILT_IN, "judge") and not Path(reward).is_dir():
         build(RewardOptions(), [reward]).close()  # InputError for one that there is not
     tokenizer = stand_in(source) if model is None else load_tokenizer(tokenizer_source(model), how)
     if model is None and "max_length" not in typed:
@@ -138,8 +138,6 @@ def passing(rows: Dataset, prompts: Dataset, check: str) -> float | None:
 
 def accepted(check: str, given: Sequence[Sample]) -> float | None:
     """Share of those samples that the checker can score which it passes."""
-    from prefopt.rewards import RewardOptions, build
-
     reward = build(RewardOptions(math_answer=["boxed", "hashes", "line", "number"]), [check])
     try:
         values = [score.value for score in reward(given) if score.value is not None] if given else []

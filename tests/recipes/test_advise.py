@@ -137,6 +137,12 @@ def test_the_page_says_why_and_what_would_change_it(place: Path, capsys: pytest.
         assert word in page
 
 
+def test_a_reward_whose_options_only_training_takes_is_one_that_can_be_had(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "pairs.jsonl", "pairs", num=4)
+    found = advise(str(rows), None, DataOptions(), ModelOptions(), reward="length")
+    assert not next(advice for advice in found.ranking if advice.name == "grpo").refused
+
+
 def test_rows_of_steps_are_sent_to_the_objective_that_learns_from_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
