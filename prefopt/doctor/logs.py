@@ -33,7 +33,7 @@ class Log:
 
     recipe: the run's options as they were written. notes: what was left out and why, for the reader. finished: whether
     the run says that it is over; None where its log cannot say. lost: where the loss or the gradient is not finite, in
-    words; no detector reads such numbers.
+    words, and stays so; no detector reads such numbers.
     """
 
     path: Path
@@ -162,7 +162,8 @@ def _trainer_state(file: Path) -> Log:
     finished = run.steps is not None and state.get("global_step") == run.steps
     if not lines and rows:
         raise InputError(f"{file}: none of its metrics is known ({_some(names)}); is it a run of preference training?")
-    return Log(file, lines, run, file.parent, {}, [], finished, _lost(rows, source))
+    notes: list[str] = []
+    return Log(file, lines, run, file.parent, {}, notes, finished, _lost(rows, source, notes))
 
 
 def _rows(file: Path, rows: list[dict[str, Any]], notes: list[str]) -> Log:
@@ -181,16 +182,28 @@ def _rows(file: Path, rows: list[dict[str, Any]], notes: list[str]) -> Log:
         raise InputError(f"{file}: no column says the step (one of step, _step, global_step)")
     lines = _ordered((step_of(row), ours(row, source)) for row in flat)
     run = Run(objective_of(v for _, v in lines), source=source)
-    return Log(file, lines, run, file.parent, {}, notes, None, _lost(flat, source))
+    return Log(file, lines, run, file.parent, {}, notes, None, _lost(flat, source, notes))
 
 
-def _lost(rows: Iterable[Mapping[str, Any]], source: str) -> str:
-    """From where on, and how often, the loss or the gradient is not finite; empty where they are."""
-    bad = [(step_of(row) or 0, names) for row in rows if (names := not_finite(row, source))]
+def _lost(rows: Iterable[Mapping[str, Any]], source: str, notes: list[str]) -> str:
+    """From where on, and how often, the loss or the gradient is not finite at the end; empty where they are.
+
+    What is finite again goes to notes: weights that are lost give no such numbers.
+    """
+    bad: list[tuple[int, list[str]]] = []
+    last: set[str] = set()
+    for row in sorted(rows, key=lambda row: step_of(row) or 0):
+        names = not_finite(row, source)
+        last = (last - ours(row, source).keys()) | set(names)
+        if names:
+            bad.append((step_of(row) or 0, names))
     if not bad:
         return ""
     what = " and ".join(sorted({name for _, names in bad for name in names}))
-    return f"{what} in {len(bad):,} line{'s' * (len(bad) > 1)}, first at step {min(step for step, _ in bad):,}"
+    where = f"{what} in {len(bad):,} line{'s' * (len(bad) > 1)}, first at step {bad[0][0]:,}"
+    if not last:
+        notes.append(f"not finite, and finite again since: {where}")
+    return where if last else ""
 
 
 def _is_ours(names: Iterable[str]) -> bool:

@@ -121,10 +121,11 @@ def ours(values: Mapping[str, Any], source: str) -> dict[str, float]:
 
 
 def not_finite(values: Mapping[str, Any], source: str) -> list[str]:
-    """Which of the loss and the gradient's norm, by our names, are logged as NaN or infinite."""
+    """Which of the updates' loss and gradient norm, by our names, are logged as NaN or infinite."""
     table, found = TABLES[source], set()
     for name, value in values.items():
-        known = table.get(bare(name)[1])
+        held_out, plain = bare(name)
+        known = None if held_out else table.get(plain)
         if known is None or known.ours not in ("loss", "grad_norm") or isinstance(value, (bool, list, dict)):
             continue
         try:

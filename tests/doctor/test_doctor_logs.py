@@ -127,8 +127,25 @@ def test_a_run_whose_loss_is_no_number_is_not_called_healthy(tmp_path):
     found = diagnose(read(tmp_path))
     assert found.log.lost == "loss in 21 lines, first at step 30" and found.verdict == "warn"
     assert "not finite: loss" in found.text() and "healthy" not in found.text()
-    rows = [{"step": n, "data": {**verl(n), "actor/grad_norm": float("inf") if n == 7 else 1.0}} for n in range(1, 9)]
-    assert read(write(tmp_path / "verl.jsonl", rows)).lost == "grad_norm in 1 line, first at step 7"
+    rows = [{"step": n, "data": {**verl(n), "actor/grad_norm": float("inf") if n == 8 else 1.0}} for n in range(1, 9)]
+    assert read(write(tmp_path / "verl.jsonl", rows)).lost == "grad_norm in 1 line, first at step 8"
+
+
+def test_numbers_that_are_finite_again_say_that_the_weights_are_not_lost(tmp_path):
+    """float16 begins with updates that overflow and are skipped; a held-out loss of no rows is NaN."""
+    rows = [
+        {"step": step, "loss": 0.7, "grad_norm": 1.0 if step > 2 else float("inf"), **PAIR} for step in range(1, 51)
+    ]
+    (tmp_path / "trainer_state.json").write_text(states(*rows, {"step": 50, "eval_loss": float("nan")}, max_steps=50))
+    found = diagnose(read(tmp_path))
+    assert (found.log.lost, found.verdict) == ("", "healthy")
+    assert "note: not finite, and finite again since: grad_norm in 2 lines, first at step 1" in found.text()
+    # a loss that is averaged over NaN can look well: the gradient tells
+    for row in rows[20:]:
+        row["grad_norm"] = float("nan")
+    (tmp_path / "trainer_state.json").write_text(states(*rows, max_steps=50))
+    found = diagnose(read(tmp_path))
+    assert (found.log.lost, found.verdict) == ("grad_norm in 32 lines, first at step 1", "warn")
 
 
 def test_what_cannot_be_judged_is_not_called_healthy(tmp_path):
