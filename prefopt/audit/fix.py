@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import date, time
@@ -19,7 +18,6 @@ from prefopt.records import InputError, plain
 
 TABLES = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".ndjson", ".json")
-HALF = re.compile("[\ud800-\udfff]")
 
 
 class Cleaned(NamedTuple):
@@ -128,7 +126,11 @@ def _line(where: str, values: dict[str, Any]) -> str:
         text = json.dumps(plain(values), ensure_ascii=False, default=_text)
     except TypeError as error:
         raise InputError(f"{where}: cannot be written as JSON: {error}; leave the column out") from None
-    return (json.dumps(json.loads(text)) if HALF.search(text) else text) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(json.loads(text))
+    return text + "\n"
 
 
 def _text(value: Any) -> str:
