@@ -39,8 +39,8 @@ from runs import Spec
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs" / "watch.md"
-# of each failure the task that was looked at only when its detector was frozen; thresholds were chosen on the others
-UNSEEN = dict.fromkeys(("hollow", "drift", "stall", "orpo"), "maps")
+# of each failure the tasks that were looked at only when its detector was frozen; thresholds were chosen on the others
+UNSEEN = {"hollow": ("coins",), "drift": ("maps", "coins"), "stall": ("brackets", "maps"), "orpo": ("brackets", "maps")}
 PAIRS_ALONE = ("routes", "coins")  # tasks in which the failures of DPO alone are made
 NAMED = {"hollow": "hollow_margin", "stall": "sparse_reward", "drift": "drift", "orpo": "orpo_start"}
 # step sizes at which a healthy run of a task gains steadily
@@ -396,8 +396,8 @@ def _mended(spec: Spec, name: str, end: float, specs: Sequence[Spec], out: Path)
 GRIDS: dict[str, dict[str, list[Any]]] = {
     "hollow_margin": {
         "preference": [0.6, 0.65, 0.7],
-        "accuracy": [0.93, 0.95, 0.96, 0.97],
-        "gap": [0.1, 0.2, 0.3, 0.4, 9.0],
+        "shared": [0.7, 0.75, 0.8, 0.85, 0.9, 0.95],
+        "gap": [0.1, 0.2, 0.3, 9.0],
     },
     "sparse_reward": {"failed": [0.8, 0.9, 0.95], "window": [10, 15, 20, 25, 30]},
     "drift": {"gained": [0.05, 0.1], "lost": [0.15, 0.2, 0.25], "sure": [0.25, 0.5, 0.6, 0.75, 1.0]},
@@ -425,7 +425,7 @@ def calibrate(out: Path, failures: Iterable[str]) -> dict[str, Any]:
 
 def judged(out: Path, failure: str) -> Judged:
     """Runs of the calibration tasks, and whether they are sick."""
-    specs = with_twins(plan([kind for kind in tasks.KINDS if kind != UNSEEN[failure]], [failure]))
+    specs = with_twins(plan([kind for kind in tasks.KINDS if kind not in UNSEEN[failure]], [failure]))
     known = [(kept(s, out), twin) for s in specs if (twin := kept(t, out) if (t := twin_of(s)) else None) or not t]
     return [(own, sick(own, twin)) for own, twin in known if own is not None]
 

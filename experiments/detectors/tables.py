@@ -28,16 +28,16 @@ Verdicts = Sequence[Mapping[str, Any]]
 def report(
     verdicts: Verdicts,
     healed: Sequence[Mapping[str, Any]],
-    unseen: Mapping[str, str],
+    unseen: Mapping[str, Sequence[str]],
     named: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Everything that the tables say, as numbers; and the verdict on every run. unseen: of every failure its task."""
+    """Everything that the tables say, as numbers; and the verdict on every run. unseen: of every failure its tasks."""
     parts: dict[str, list[Mapping[str, Any]]] = {"calibration": [], "unseen": []}
     for verdict in verdicts:
-        parts["unseen" if verdict["kind"] == unseen[verdict["failure"]] else "calibration"].append(verdict)
+        parts["unseen" if verdict["kind"] in unseen[verdict["failure"]] else "calibration"].append(verdict)
     other = peers()
     return {
-        "unseen_task": dict(unseen),
+        "unseen_tasks": dict(unseen),
         "num_runs": {part: len(own) for part, own in parts.items()},
         "named": {
             part: {failure: confusion(_of(own, failure), name) for failure, name in named.items()}
@@ -255,8 +255,9 @@ def peer_table(made: Mapping[str, Any]) -> str:
 
 def text(made: Mapping[str, Any]) -> str:
     """The part of the page that is made, between its marks."""
-    kinds = dict.fromkeys(made["unseen_task"].values())
-    of = {kind: [TITLES[failure] for failure, own in made["unseen_task"].items() if own == kind] for kind in kinds}
+    unseen = made["unseen_tasks"]
+    kinds = dict.fromkeys(kind for own in unseen.values() for kind in own)
+    of = {kind: [TITLES[failure] for failure, own in unseen.items() if kind in own] for kind in kinds}
     named = "; ".join(f"`{kind}` for {' and '.join(own)}" for kind, own in of.items())
     parts = [
         f"{made['num_runs']['calibration']} runs on calibration tasks, {made['num_runs']['unseen']} on unseen ones: "

@@ -18,8 +18,9 @@ class HollowMargin:
 
     The first alone is a suspicion: easy and good pairs look the same. It is confirmed, or taken back, by the preference
     accuracy on pairs that the start model wrote itself and a reward labelled (`eval/probe_accuracy`). For that it is
-    enough that pairs are told apart, by however little: with a small beta margins stay small. A mark is in held-out
-    rows too: where they are not told apart like the trained ones, these are learnt by heart, and `drift` says that.
+    enough that most pairs are told apart, by however little: with a small beta margins stay small. A mark is in
+    held-out rows too: where they are not told apart like the trained ones, these are learnt by heart, and `drift` says
+    that.
     """
 
     # loss of the updates below which pairs count as told apart
@@ -36,7 +37,9 @@ class HollowMargin:
     preference: float = 0.65
     # accuracy of the updates less that of held-out rows (`eval/rewards/accuracies`), from which on it is memory
     gap: float = 0.2
-    # and, where that of held-out rows is not known, epochs after which pairs that come to be told apart are
+    # share of the pairs of the last updates told apart that is enough where held-out rows are told apart like them
+    shared: float = 0.8
+    # where it is not known how held-out rows are told apart, epochs after which pairs that come to be told are memory
     memory: float = 4.0
     # what is said where nothing confirms it
     unverified: Level = "warn"
@@ -86,29 +89,34 @@ class HollowMargin:
             return None
         state["verdict"] = measured
         upper = wilson_upper(measured, pairs)
-        told_apart = state.get("sure") or "suspect" in state
-        if not told_apart or upper >= self.preference or self._by_heart(state, line):
+        told = self._told(state, line)
+        if not told or upper >= self.preference:
             return FINE
         return Check(
             "sick",
             measured,
             self.preference,
-            f"hollow margin: training pairs are told apart almost without exception, and of {pairs:.0f} pairs of the "
-            f"start model's own answers the policy prefers the better one in {measured:.0%} (at most {upper:.0%} at "
-            "95 %): what tells the pairs apart is not quality",
+            f"hollow margin: {told} are told apart, and of {pairs:.0f} pairs of the start model's own answers the "
+            f"policy prefers the better one in {measured:.0%} (at most {upper:.0%} at 95 %): what tells the pairs "
+            "apart is not quality",
             _REMEDY,
             on_policy(line.run.options),
             since=state.get("suspect"),
             evidence={"eval/probe_pairs": pairs, "upper": upper, **state.get("seen", {})},
         )
 
-    def _by_heart(self, state: State, line: Line) -> bool:
-        """Whether it is the rows themselves that are told apart, and not something that others have too."""
-        held_out, right = line.get("eval/rewards/accuracies"), state.get("right")
-        if held_out is not None and right:
-            return bool(sum(right) / len(right) - held_out >= self.gap)
-        told = state.get("told")
-        return told is not None and bool(told > self.memory)
+    def _told(self, state: State, line: Line) -> str:
+        """Which pairs are told apart, by something that others have too and not by heart; empty where none are."""
+        right, held_out = state.get("right", []), line.get("eval/rewards/accuracies")
+        if held_out is not None and len(right) == self.lines:
+            share = sum(right) / self.lines
+            by_heart = share - held_out >= self.gap
+            return (
+                "" if by_heart or share < self.shared else f"{share:.0%} of trained and {held_out:.0%} of other pairs"
+            )
+        late = state.get("told") is not None and state["told"] > self.memory
+        sure = state.get("sure") or "suspect" in state
+        return "trained pairs almost without exception" if sure and not late else ""
 
     def _unverified(self, state: State, line: Line) -> Check:
         when = f" by epoch {state['epoch']:.2g}" if state.get("epoch") is not None else ""

@@ -125,6 +125,20 @@ def both(stream: list) -> dict[str, str]:
     return {finding.name: finding.level for finding in watch.findings if finding.lasts}
 
 
+@pytest.mark.parametrize(
+    ("share", "held_out", "level"),
+    [(0.85, 0.82, "sick"), (0.85, 0.60, None), (0.75, 0.74, None), (0.85, None, None), (1.0, None, "sick")],
+)
+def test_most_pairs_are_enough_where_held_out_ones_are_told_apart_like_them(
+    share: float, held_out: float | None, level: str | None
+) -> None:
+    """A mark that is learnt as a taste, and not to the last pair."""
+    most = updates(80, loss=0.4, rewards__accuracies=share, rewards__margins=1.0, epoch=lambda step: step / 100)
+    known = {} if held_out is None else {"eval/rewards/accuracies": held_out}
+    finding = found(HollowMargin(), merged(most, [(step, {**own, **known}) for step, own in asked(0.42)]), DPO)
+    assert (finding and finding.level) == level
+
+
 def test_a_mark_that_held_out_rows_have_too_is_a_hollow_margin_and_drift_its_consequence() -> None:
     assert both(merged(LEARNT, evaluated(0.97))) == {"hollow_margin": "sick", "drift": "info"}
 
