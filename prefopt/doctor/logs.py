@@ -216,8 +216,10 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _some(names: Iterable[str]) -> str:
-    shown = [name[:40].encode("unicode_escape").decode() for name in sorted(names)[:6]]  # of any bytes: say no control
-    return ", ".join(shown) if shown else "there are none"
+    shown = ", ".join(name[:40] for name in sorted(names)[:6])
+    # of any bytes: say no control
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+    return safe or "there are none"
 
 
 def _ordered(lines: Iterable[tuple[int | None, dict[str, float]]]) -> list[tuple[int, dict[str, float]]]:

@@ -253,6 +253,7 @@ def test_tensorboard_events_are_read_or_it_is_said_what_is_missing(tmp_path):
         ("log.jsonl", "7\n", "expected an object of metrics, got 7"),
         ("log.csv", "a,b\n1,2\n", "none of its columns tells"),
         ("log.csv", "a\x1b[31m,b\n1,2\n", r"none of its columns tells .*\(a\\x1b\[31m, b\)"),  # no escape to the screen
+        ("log.csv", "步,損失\n1,2\n", "none of its columns tells .*(損失, 步)"),
         ("log.txt", "step 1", "not a log that is known"),
         ("log.jsonl", "[" * 100_000 + "\n7\n", "log.jsonl:1: not JSON"),
         ("trainer_state.json", "[" * 100_000, "not a JSON object"),
