@@ -43,7 +43,7 @@ CHECKS = (
         "warning",
         "the share of good answers among labels (fires where one class has less than 20 %)",
         "an objective on labels follows the larger class; with one class alone it cannot train",
-        "set kto's desirable_weight or undesirable_weight as said, or add answers of the rarer class",
+        "add answers of the rarer class, or set the weight that is said, which kto takes",
         "Ethayarajh et al. 2024, arXiv:2402.01306: weights times numbers of the two classes about equal",
         classes,
         kinds=("labels", "steps"),
