@@ -57,12 +57,14 @@ class HollowMargin:
             state["sure"] = len(right) == self.lines and sum(right) / self.lines >= self.accuracy
             epoch = line.get("epoch")
             if state["sure"]:
-                state.setdefault("told", epoch)
+                state.setdefault("sure_epoch", epoch)
             if clear and state["sure"] and (epoch is None or epoch <= self.epochs):
                 state.setdefault("suspect", line.step)
                 state.setdefault("epoch", epoch)
                 state.setdefault("seen", {n: line.values[n] for n in _SHOWN if n in line.values})
-        measured = line.get("eval/probe_accuracy")
+        held_out, measured = line.get("eval/rewards/accuracies"), line.get("eval/probe_accuracy")
+        if held_out is not None:
+            state["held_out"] = held_out
         if measured is not None and line.step > 0:
             return self._confirmed(state, line, measured)
         if apart is None or "verdict" in state:
@@ -89,7 +91,7 @@ class HollowMargin:
             return None
         state["verdict"] = measured
         upper = wilson_upper(measured, pairs)
-        told = self._told(state, line)
+        told = self._generally_apart(state)
         if not told or upper >= self.preference:
             return FINE
         return Check(
@@ -105,18 +107,19 @@ class HollowMargin:
             evidence={"eval/probe_pairs": pairs, "upper": upper, **state.get("seen", {})},
         )
 
-    def _told(self, state: State, line: Line) -> str:
+    def _generally_apart(self, state: State) -> str:
         """Which pairs are told apart, by something that others have too and not by heart; empty where none are."""
-        right, held_out = state.get("right", []), line.get("eval/rewards/accuracies")
+        right, held_out = state.get("right", []), state.get("held_out")
+        if "suspect" in state:  # seen once at most by then, so not by heart
+            return "trained pairs almost without exception"
         if held_out is not None and len(right) == self.lines:
             share = sum(right) / self.lines
             by_heart = share - held_out >= self.gap
             return (
                 "" if by_heart or share < self.shared else f"{share:.0%} of trained and {held_out:.0%} of other pairs"
             )
-        late = state.get("told") is not None and state["told"] > self.memory
-        sure = state.get("sure") or "suspect" in state
-        return "trained pairs almost without exception" if sure and not late else ""
+        late = state.get("sure_epoch") is not None and state["sure_epoch"] > self.memory
+        return "trained pairs almost without exception" if state.get("sure") and not late else ""
 
     def _unverified(self, state: State, line: Line) -> Check:
         when = f" by epoch {state['epoch']:.2g}" if state.get("epoch") is not None else ""

@@ -139,6 +139,17 @@ def test_most_pairs_are_enough_where_held_out_ones_are_told_apart_like_them(
     assert (finding and finding.level) == level
 
 
+def test_held_out_rows_count_when_they_are_measured_in_a_line_of_their_own() -> None:
+    apart = [(39, {"eval/rewards/accuracies": 0.85})]
+    most = updates(80, loss=0.4, rewards__accuracies=0.85, rewards__margins=1.0, epoch=lambda step: step / 100)
+    assert found(HollowMargin(), merged(merged(most, asked(0.42)), apart), DPO).level == "sick"
+
+
+def test_pairs_told_apart_before_they_were_seen_twice_are_not_known_by_heart() -> None:
+    held_out = [(step, {**own, "eval/rewards/accuracies": 0.6}) for step, own in asked(0.5)]
+    assert found(HollowMargin(), merged(APART, held_out), DPO).level == "sick"
+
+
 def test_a_mark_that_held_out_rows_have_too_is_a_hollow_margin_and_drift_its_consequence() -> None:
     assert both(merged(LEARNT, evaluated(0.97))) == {"hollow_margin": "sick", "drift": "info"}
 
@@ -148,8 +159,6 @@ def test_pairs_learnt_by_heart_are_no_hollow_margin_and_drift_says_it() -> None:
     # trained 1.0: told apart like held-out rows up to a difference of 0.2
     assert "hollow_margin" in both(merged(LEARNT, evaluated(0.81)))
     assert "hollow_margin" not in both(merged(LEARNT, evaluated(0.79)))
-    early = merged(APART, [(40, {**evaluated(0.6)[1][1]})])
-    assert found(HollowMargin(), early, DPO) is None  # however early they are told apart
 
 
 def test_where_held_out_rows_are_not_known_pairs_told_apart_after_epochs_are_learnt_by_heart() -> None:
