@@ -50,7 +50,7 @@ CASES: dict[str, tuple[Run, Any, str, Any, Any]] = {
             updates(100, reward=reward(0.2, 0.9), reward_std=0.3),
             evaluations(100, eval__reward=lambda step: 0.2 + 0.01 * min(step, 100 - step)),
         ),
-        "warn",
+        "info",
         merged(
             updates(100, reward=reward(0.2, 0.9), reward_std=0.3),
             evaluations(100, eval__reward=lambda step: 0.2 + 0.006 * step),
